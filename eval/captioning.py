@@ -1,0 +1,187 @@
+"""Image captioning: BLEU-4, ROUGE-L, CIDEr, on request METEOR and SPICE.
+
+`python -m eval.captioning predictions references` scores stored predictions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from eval import command
+from eval.base import (
+    Example,
+    Prediction,
+    Settings,
+    Task,
+    VisionLanguageModel,
+    align,
+    by_id,
+    no_preparation,
+    pick_captions,
+)
+from eval.ptb import words
+
+BATCH = 64  # images captioned at a time
+EXTRA = ("meteor", "spice")
+
+
+def score(
+    captions: Sequence[str], references: Sequence[Sequence[str]], *, extra: Sequence[str] = ()
+) -> dict[str, float]:
+    """{"bleu4", "rougel", "cider"} and what `extra` names, x100, by pycocoevalcap on the words of `eval.ptb`.
+
+    CIDEr (Vedantam et al. 2015, arXiv:1411.5726) takes its document frequencies from these references, so its value
+    depends on how many images are scored together; on one image it is 0. The tokenizer is ours: no Java is needed.
+
+    Args:
+        captions: one an image.
+        references: at least one a caption, in the same order.
+        extra: of "meteor" (needs Java) and "spice" (needs Java and Stanford CoreNLP 3.6.0, never downloaded here).
+
+    Raises:
+        ValueError: no captions, not as many as references, an image without reference, an unknown extra metric.
+        RuntimeError: Java or the models of SPICE are missing or fail.
+    """
+    if not captions or len(captions) != len(references):
+        raise ValueError(f"wanted one caption for each set of references, got {len(captions)} for {len(references)}")
+    if lacking := [i for i, texts in enumerate(references) if not texts or isinstance(texts, str)]:
+        raise ValueError(
+            f"references must be a list of texts for each caption; number {lacking[0]} is {references[lacking[0]]!r}"
+        )
+    if unknown := [name for name in extra if name not in EXTRA]:
+        raise ValueError(f"unknown extra metric {unknown[0]!r}; there are: {', '.join(EXTRA)}")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    said = {i: [" ".join(words(text))] for i, text in enumerate(captions)}
+    wanted = {i: [" ".join(words(text)) for text in texts] for i, texts in enumerate(references)}
+    result = {
+        "bleu4": Bleu(4).compute_score(wanted, said, verbose=0)[0][3],
+        "rougel": Rouge().compute_score(wanted, said)[0],
+        "cider": Cider().compute_score(wanted, said)[0],
+    }
+    java = {"meteor": _meteor, "spice": _spice}
+    result |= {name: java[name](said, wanted) for name in extra}
+    return {name: 100 * float(value) for name, value in result.items()}
+
+
+def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> float:
+    """METEOR 1.5 (Denkowski and Lavie 2014), 0-1."""
+    _need_java("METEOR")
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    scorer = Meteor()
+    process = scorer.meteor_p
+    try:
+        return scorer.compute_score(wanted, said)[0]
+    except (OSError, ValueError):
+        process.kill()
+        message = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+        cause = message.split("\n")[0] or "it ended without a message"
+        raise RuntimeError(f"METEOR's Java process failed: {cause}") from None
+    finally:  # the library leaves pipes open and, after a failure, a lock closed that its __del__ waits for
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with suppress(OSError):  # text that a dead process did not take
+                pipe.close()  # type: ignore[union-attr]
+        if scorer.lock.locked():
+            scorer.lock.release()
+
+
+def _spice(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> float:
+    """SPICE 1.0 (Anderson et al. 2016, arXiv:1607.08822), 0-1."""
+    _need_java("SPICE")
+    package = find_spec("pycocoevalcap.spice")
+    folder = Path(next(iter(package.submodule_search_locations))) / "lib"  # type: ignore[union-attr,arg-type]
+    jars = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+    if missing := [name for name in jars if not (folder / name).exists()]:
+        raise RuntimeError(
+            f"SPICE needs {' and '.join(missing)} in {folder}; "
+            "pycocoevalcap.spice.get_stanford_models.get_stanford_models() downloads them, or leave 'spice' out"
+        )
+    from pycocoevalcap.spice.spice import Spice
+
+    try:
+        return float(Spice().compute_score(wanted, said)[0])
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(f"SPICE's Java process failed: {error}") from None
+
+
+def _need_java(metric: str) -> None:
+    if shutil.which("java") is None:
+        raise RuntimeError(
+            f"{metric} needs Java, and there is no `java` on the path; install it or leave the metric out"
+        )
+
+
+def score_predictions(
+    predictions: Sequence[Prediction], examples: Sequence[Example], *, extra: Sequence[str] = ()
+) -> dict[str, float]:
+    """`score` of predictions {"image_id", "caption"} against the captions of the examples of the same image_id."""
+    captions, references = zip(*align(predictions, examples, key="image_id", said="caption", wanted="captions"))
+    return score(captions, references, extra=extra)
+
+
+def loss(model: VisionLanguageModel, examples: Sequence[Example], generator: Generator) -> Float[Tensor, ""]:
+    """Language-model loss of one caption an example, drawn by the generator."""
+    return model.captioning_loss([example["image"] for example in examples], pick_captions(examples, generator))
+
+
+@torch.inference_mode()
+def predict(
+    model: VisionLanguageModel, examples: Sequence[Example], settings: Settings, _prepared: None = None
+) -> list[Prediction]:
+    """{"image_id", "caption"} of each example, by beam search."""
+    predictions: list[Prediction] = []
+    for start in range(0, len(examples), BATCH):
+        batch = [examples[i] for i in range(start, min(start + BATCH, len(examples)))]
+        captions = model.generate(
+            [example["image"] for example in batch],
+            num_beams=settings.num_beams,
+            max_length=settings.max_length,
+            min_length=settings.min_length,
+        )
+        predictions += [{"image_id": e["image_id"], "caption": text} for e, text in zip(batch, captions, strict=True)]
+    return predictions
+
+
+def floors(train_examples: Sequence[Example], test_examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+    """ "constant caption": every image gets the most frequent training caption, of equally frequent ones the first.
+
+    Captions are compared by their words.
+    """
+    counts = Counter(" ".join(words(caption)) for example in train_examples for caption in example["captions"])
+    if not counts:
+        raise ValueError("the floor of captioning is a training caption, and there are none")
+    constant = counts.most_common(1)[0][0]
+    references = list(by_id(test_examples, "image_id", "captions", "references").values())
+    return {"constant caption": score([constant] * len(references), references)}
+
+
+TASK = Task(
+    name="captioning",
+    version=1,
+    headline="cider",
+    metrics=("bleu4", "rougel", "cider"),
+    examples="pairs",
+    loss=loss,
+    prepare=no_preparation,
+    predict=predict,
+    score=score_predictions,
+    floors=floors,
+)
+
+if __name__ == "__main__":
+    command.run(TASK, extra=EXTRA)

@@ -1,0 +1,38 @@
+"""The command line that the tasks share: stored predictions, references, metrics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.base import Task
+from eval.files import read_references, read_rows
+
+
+def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | None = None) -> None:
+    """Prints the metrics of a file of predictions; ends the process with one line on a faulty file.
+
+    Args:
+        task: what scores.
+        extra: metrics that `task.score` computes only when its keyword `extra` names them.
+        arguments: of the command line; None reads the process's own.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m eval.{task.name}", description="Scores stored predictions.")
+    parser.add_argument("predictions", type=Path, help="JSON lines or a JSON list")
+    parser.add_argument("references", type=Path, help="Karpathy, COCO or VQA v2 annotations, or examples as JSON lines")
+    parser.add_argument("--split", help="split of a Karpathy file")
+    parser.add_argument("--json", action="store_true", help="print JSON, unrounded")
+    if extra:
+        parser.add_argument("--extra", nargs="+", choices=extra, default=[], help="further metrics, computed by Java")
+    asked = parser.parse_args(arguments)
+    try:
+        predictions, examples = read_rows(asked.predictions), read_references(asked.references, asked.split)
+        options = {"extra": asked.extra} if extra else {}
+        metrics = task.score(predictions, examples, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    width = max(map(len, metrics))
+    print(json.dumps(metrics) if asked.json else "\n".join(f"{k:<{width}}  {v:7.2f}" for k, v in metrics.items()))

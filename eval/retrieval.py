@@ -1,0 +1,239 @@
+"""Image-text retrieval: candidates by ITC similarity, re-ranked by image-text matching.
+
+`python -m eval.retrieval predictions references` scores stored predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Real
+from torch import Generator, Tensor
+
+from eval import command
+from eval.base import (
+    Example,
+    Prediction,
+    Settings,
+    Task,
+    VisionLanguageModel,
+    by_id,
+    no_preparation,
+    pick_captions,
+)
+
+LEVELS = (1, 5, 10)
+BATCH = 64  # images or texts embedded at a time
+PAIRS = 256  # image-text pairs matched at a time
+METRICS = ("tr_r1", "tr_r5", "tr_r10", "tr_mean", "ir_r1", "ir_r5", "ir_r10", "ir_mean", "r_mean")
+
+
+def recalls(
+    scores_i2t: Real[np.ndarray, "images texts"] | Real[Tensor, "images texts"],
+    scores_t2i: Real[np.ndarray, "texts images"] | Real[Tensor, "texts images"],
+    image_of_text: Int[np.ndarray, " texts"] | Int[Tensor, " texts"] | Sequence[int],
+) -> dict[str, float]:
+    """Recall at 1, 5, 10 x100: tr_* of texts for an image (its best-ranked caption counts), ir_* of images for a text.
+
+    Ties are decided against the model: a wrong candidate comes before a right one of the same score, so that equal
+    scores are never found to be right. The reference leaves ties to an unstable sort, so its recall of candidates that
+    were not re-ranked, all of them -100, is arbitrary (it matters where k_test < 10); here they come last.
+
+    Args:
+        scores_i2t: (n_images, n_texts), higher is more alike.
+        scores_t2i: (n_texts, n_images).
+        image_of_text: (n_texts,) index of the image of each text; every image has one at least.
+
+    Returns:
+        tr_r1, tr_r5, tr_r10, tr_mean, ir_r1, ..., and r_mean, the mean of tr_mean and ir_mean; not rounded.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN scores, an image without text.
+    """
+    i2t, t2i, owner = (np.asarray(x) for x in (scores_i2t, scores_t2i, image_of_text))
+    n_images, n_texts = i2t.shape
+    if t2i.shape != (n_texts, n_images) or owner.shape != (n_texts,):
+        raise ValueError(
+            "wanted scores (images, texts) and (texts, images) and the image of each text (texts,), "
+            f"got {i2t.shape}, {t2i.shape} and {owner.shape}"
+        )
+    if n_images == 0 or not np.array_equal(np.unique(owner), np.arange(n_images)):
+        raise ValueError(f"image_of_text must name each of the {n_images} images at least once and no other")
+    right = owner == np.arange(n_images)[:, None]
+    return _summary(_ranks(i2t, right), _ranks(t2i, right.T))
+
+
+def _ranks(
+    scores: Real[np.ndarray, "queries candidates"], right: Bool[np.ndarray, "queries candidates"]
+) -> Int[np.ndarray, " queries"]:
+    """Wrong candidates before the first right one, wrong ones first among equals."""
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} retrieval scores are NaN")
+    best = np.array([row[mask].max() for row, mask in zip(scores, right)])
+    return ((scores >= best[:, None]) & ~right).sum(1)
+
+
+def _summary(tr_ranks: Sequence[int] | np.ndarray, ir_ranks: Sequence[int] | np.ndarray) -> dict[str, float]:
+    """The metrics of the ranks, counted from 0, of the first right text of each image and of the image of each text."""
+    tr, ir = ([100 * float(np.mean(np.asarray(ranks) < k)) for k in LEVELS] for ranks in (tr_ranks, ir_ranks))
+    return _named(tr, ir)
+
+
+def _named(tr: Sequence[float], ir: Sequence[float]) -> dict[str, float]:
+    tr_mean, ir_mean = sum(tr) / len(LEVELS), sum(ir) / len(LEVELS)
+    return dict(zip(METRICS, (*tr, tr_mean, *ir, ir_mean, (tr_mean + ir_mean) / 2), strict=True))
+
+
+def loss(model: VisionLanguageModel, examples: Sequence[Example], generator: Generator) -> Float[Tensor, ""]:
+    """ITC + ITM of one caption an example, drawn by the generator."""
+    captions = pick_captions(examples, generator)
+    images, ids = [example["image"] for example in examples], [example["image_id"] for example in examples]
+    return model.retrieval_loss(images, captions, ids, generator)
+
+
+@torch.inference_mode()
+def predict(
+    model: VisionLanguageModel, examples: Sequence[Example], settings: Settings, _prepared: None = None
+) -> list[Prediction]:
+    """The ten best of the candidates of every query: first each image in the order of the examples, then each caption.
+
+    Candidates are the settings.k_test of the highest ITC similarity, ranked by `model.match`. A pair that is a
+    candidate in both directions is matched once. In memory are the tokens of all images and all texts, and of the
+    similarities those of BATCH queries.
+
+    Returns:
+        {"query": "image", "image_id", "ranked": [[image_id, number of its caption], ...]} and
+        {"query": "text", "image_id", "caption": its number, "ranked": [image_id, ...]}; wrong ones first among equals.
+
+    Raises:
+        ValueError: repeated image_ids, or the model's scores are not numbers.
+    """
+    rows: list[Example] = []
+    features, image_tokens = [], torch.empty(0)
+    for start in range(0, len(examples), BATCH):
+        batch = [examples[i] for i in range(start, min(start + BATCH, len(examples)))]
+        feature, tokens = model.embed_images([example["image"] for example in batch])
+        if not start:
+            image_tokens = tokens.new_empty((len(examples), *tokens.shape[1:]))
+        image_tokens[start : start + len(batch)] = tokens
+        features.append(feature)
+        rows += [{"image_id": example["image_id"], "captions": example["captions"]} for example in batch]
+    captions = list(by_id(rows, "image_id", "captions", "examples").values())
+    ids = [row["image_id"] for row in rows]
+    # Texts of like length share a batch, so that there is little padding.
+    texts = sorted(
+        ((i, j) for i, found in enumerate(captions) for j in range(len(found))), key=lambda t: len(captions[t[0]][t[1]])
+    )
+    batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+    embedded = [model.embed_texts([captions[i][j] for i, j in batch]) for batch in batches]
+    images, sentences = torch.cat(features), torch.cat([feature for feature, _ in embedded])
+
+    of_image, of_text = _candidates(images, sentences, settings.k_test), _candidates(sentences, images, settings.k_test)
+    image_of_pair = np.concatenate([np.arange(len(ids)).repeat(of_image.shape[1]), of_text.ravel()])
+    text_of_pair = np.concatenate([of_image.ravel(), np.arange(len(texts)).repeat(of_text.shape[1])])
+    pairs, back = np.unique(text_of_pair * len(ids) + image_of_pair, return_inverse=True)
+    pair_texts, pair_images = np.divmod(pairs, len(ids))
+    matched = np.empty(len(pairs), dtype=np.float32)
+    bounds = np.searchsorted(pair_texts, np.arange(len(batches) + 1) * BATCH)
+    for number, (_, states) in enumerate(embedded):
+        for start in range(bounds[number], bounds[number + 1], PAIRS):
+            chosen = slice(start, min(start + PAIRS, bounds[number + 1]))
+            i, t = (torch.from_numpy(x[chosen]).to(images.device) for x in (pair_images, pair_texts))
+            similarity = (images[i] * sentences[t]).sum(1)
+            matched[chosen] = (
+                model.match(image_tokens[i], states.select(t - number * BATCH), similarity).float().cpu().numpy()
+            )
+    if np.isnan(matched).any():
+        raise ValueError(f"the model matches {int(np.isnan(matched).sum())} of {len(matched)} pairs with NaN")
+
+    i2t, t2i = np.split(matched[back], [of_image.size])
+    owner = np.array([i for i, _ in texts])
+    best_texts = _best(of_image, i2t.reshape(of_image.shape), owner[of_image] == np.arange(len(ids))[:, None])
+    best_images = _best(of_text, t2i.reshape(of_text.shape), of_text == owner[:, None])
+    by_image = [
+        {"query": "image", "image_id": image, "ranked": [[ids[texts[t][0]], texts[t][1]] for t in row]}
+        for image, row in zip(ids, best_texts)
+    ]
+    by_text = [
+        {"query": "text", "image_id": ids[i], "caption": j, "ranked": [ids[image] for image in row]}
+        for (i, j), row in sorted(zip(texts, best_images), key=lambda pair: pair[0])
+    ]
+    return by_image + by_text
+
+
+def _candidates(queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], k: int) -> Int[np.ndarray, "n k"]:
+    """The k nearest of the gallery, or all of a smaller one, of each query."""
+    rows = [(part @ gallery.T).topk(min(k, len(gallery)), dim=1).indices for part in queries.split(BATCH)]
+    return torch.cat(rows).cpu().numpy()
+
+
+def _best(
+    candidates: Int[np.ndarray, "queries k"],
+    scores: Float[np.ndarray, "queries k"],
+    right: Bool[np.ndarray, "queries k"],
+) -> Int[np.ndarray, "queries best"]:
+    """The first ten of each query's candidates, by falling score, wrong ones first among equals."""
+    order = np.lexsort((right, -scores), axis=1)[:, : LEVELS[-1]]
+    return np.take_along_axis(candidates, order, axis=1)
+
+
+def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, float]:
+    """`recalls` of stored predictions; what is not among the ranked is not found.
+
+    Raises:
+        ValueError: a query that is missing, unknown or answered twice, or a prediction that is not one.
+    """
+    counts = {key: len(texts) for key, texts in by_id(examples, "image_id", "captions", "references").items()}
+    found: dict[tuple[str, int | None], int] = {}
+    for number, row in enumerate(predictions, 1):
+        if row.get("query") not in ("image", "text") or not {"image_id", "ranked"} <= row.keys():
+            raise ValueError(f"number {number} of the predictions has not the fields query, image_id, ranked: {row}")
+        query = (str(row["image_id"]), row.get("caption"))
+        if query in found:
+            raise ValueError(f"image_id {query[0]}, caption {query[1]} occurs twice in the predictions")
+        answers = [str(a[0]) if row["query"] == "image" else str(a) for a in row["ranked"]]
+        found[query] = answers.index(query[0]) if query[0] in answers else len(counts) + sum(counts.values())
+    wanted = [(key, None) for key in counts] + [(key, j) for key, n in counts.items() for j in range(n)]
+    if found.keys() != set(wanted):
+        odd = next(iter(set(wanted) - found.keys() or found.keys() - set(wanted)))
+        raise ValueError(
+            f"{len(found)} predictions for {len(wanted)} queries: "
+            f"image_id {odd[0]}, caption {odd[1]} is only in one of them"
+        )
+    return _summary([found[key, None] for key in counts], [found[query] for query in wanted[len(counts) :]])
+
+
+def floors(_train_examples: Sequence[Example], test_examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+    """ "chance": the expected recalls of a random order, exactly.
+
+    None of c captions is among k of N random texts with probability C(N - c, k) / C(N, k).
+    """
+    counts = [len(texts) for texts in by_id(test_examples, "image_id", "captions", "references").values()]
+    total = sum(counts)
+    tr = [100 * float(np.mean([1 - _misses(total, c, k) for c in counts])) for k in LEVELS]
+    ir = [100 * min(k, len(counts)) / len(counts) for k in LEVELS]
+    return {"chance": _named(tr, ir)}
+
+
+def _misses(total: int, right: int, k: int) -> float:
+    """Probability that k draws without replacement from total contain none of the right ones."""
+    return float(np.prod([max(total - right - i, 0) / (total - i) for i in range(min(k, total))]))
+
+
+TASK = Task(
+    name="retrieval",
+    version=1,
+    headline="r_mean",
+    metrics=METRICS,
+    examples="pairs",
+    loss=loss,
+    prepare=no_preparation,
+    predict=predict,
+    score=score,
+    floors=floors,
+)
+
+if __name__ == "__main__":
+    command.run(TASK)

@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import SETTINGS, Oracle, make_examples
+
+from eval import vqa
+from eval.vqa import accuracy, answer_list, normalize
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "vqa_accuracy.json").read_text())
+# The reference normalises people's answers by punctuation only: (answer, first ground truth): (theirs, ours).
+DEVIATIONS = {("2", "two"): (0, 100), ("t-shirt", "t-shirt"): (0, 100)}
+
+
+@pytest.mark.parametrize("row", GOLDEN["normalisation"], ids=lambda row: repr(row["raw"]))
+def test_normalize_equals_the_reference(row):
+    assert normalize(row["raw"]) == row["final"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['pred']}-{case['answers'][0]}")
+def test_accuracy_equals_the_reference_or_repairs_it(case):
+    theirs, ours = DEVIATIONS.get((case["pred"], case["answers"][0]), (case["accuracy"],) * 2)
+    assert case["accuracy"] == theirs
+    assert accuracy(case["pred"], case["answers"]) == pytest.approx(ours)
+
+
+@pytest.mark.parametrize(("same", "expected"), [(0, 0), (1, 30), (2, 60), (3, 90), (4, 100), (10, 100)])
+def test_accuracy_by_the_number_of_people_who_agree(same, expected):
+    assert accuracy("cat", ["cat"] * same + ["dog"] * (10 - same)) == pytest.approx(expected)
+
+
+def test_accuracy_normalises_both_sides():
+    assert accuracy("A Cat.", ["the cat"] * 5 + ["cat!"] * 5) == 100
+    assert accuracy("dont know", ["don't know"] * 10) == 100
+    assert accuracy("", ["a"] * 10) == 100
+
+
+def test_accuracy_needs_someone_to_leave_out():
+    with pytest.raises(ValueError, match="at least 2 answers, got 1"):
+        accuracy("cat", ["cat"])
+
+
+@given(st.text(alphabet="abe ',.?!-5017\tTHE", max_size=20))
+def test_normalize_leaves_words_with_single_spaces(text):
+    once = normalize(text)
+    assert once == once.lower() == " ".join(once.split())
+    assert not set(once) & set("?!-\t")
+    assert not set(once.split()) & {"a", "the"}
+
+
+def test_more_than_32_periods_go():
+    assert normalize("." * 40 + "cat" + "." * 40) == "cat"
+
+
+def test_answer_list_counts_normalised_answers():
+    examples = [{"answers": ["Two", "2", "a cat"]}, {"answers": ["dog", "cat", "the"]}]
+    assert answer_list(examples) == ["2", "cat", "dog", "the"]
+    assert answer_list(examples, size=2) == ["2", "cat"]
+    with pytest.raises(ValueError, match="there are none"):
+        answer_list([])
+
+
+def test_loss_weighs_distinct_answers_by_their_share():
+    model = Oracle()
+    vqa.loss(model, make_examples(2), torch.Generator())
+    numbers, questions, answers, weights = model.received["vqa"]
+    assert numbers == [0, 1]
+    assert questions[1] == "what animal is in picture 1?"
+    assert answers == [["cat", "cats", "no idea"], ["dog", "dogs", "no idea"]]
+    assert weights == [[0.8, 0.1, 0.1]] * 2
+
+
+def test_predict_encodes_an_image_once_and_keeps_the_order(monkeypatch):
+    monkeypatch.setattr(vqa, "IMAGES", 3)
+    monkeypatch.setattr(vqa, "QUESTIONS", 2)
+    examples = make_examples(7)
+    again = [example | {"question_id": example["question_id"] + 500} for example in examples[::-1]]
+    model = Oracle()
+    answers = answer_list(examples)
+    predictions = vqa.predict(model, examples + again, SETTINGS, answers)
+    assert model.images_embedded == 7
+    assert model.received["k"] == 8
+    assert [row["question_id"] for row in predictions] == [*range(1000, 1007), *range(1506, 1499, -1)]
+    assert vqa.score(predictions, examples + again) == {"accuracy": 100.0}
+    monkeypatch.setattr(Oracle, "rank_answers", lambda *_: torch.full((1, 2), torch.nan))
+    with pytest.raises(ValueError, match="answers with NaN"):
+        vqa.predict(model, examples, SETTINGS, answers)
+
+
+def test_floors_by_hand():
+    def row(number, question, answer):
+        return {"question_id": number, "question": question, "answers": [answer] * 10}
+
+    train = [
+        row(1, "Is it red?", "yes"),
+        row(2, "Is it red?", "yes"),
+        row(3, "Is it big?", "no"),
+        row(4, "Is it new?", "no"),
+    ]
+    train += [
+        row(5, "Is it old?", "no"),
+        row(6, "What color?", "red"),
+        row(7, "What color?", "red"),
+        row(8, "Who?", "no"),
+    ]
+    test = [
+        row(1, "is it red", "yes"),
+        row(2, "Is it blue?", "no"),
+        row(3, "What color is it?", "red"),
+        row(4, "Why?", "no"),
+    ]
+    assert vqa.floors(train, test) == {"most frequent answer": {"accuracy": 50.0}, "question only": {"accuracy": 100.0}}
