@@ -1,0 +1,169 @@
+"""Exact selection against sorting everything."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlprune import selection
+from vlprune.selection import WITHIN, select, select_counts, select_counts_many, select_lowest, select_many
+
+MODALITY = {"a": "vision", "b": "text", "c": "vision", "d": "fusion"}
+SPARSITIES = [0.0, 0.1, 0.29, 0.5, 0.63, 0.75, 0.9, 0.999]
+
+# Few values, so that ties are everywhere; both zeros, denormals, neighbours and extremes.
+VALUES = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.5, float(np.nextafter(np.float32(1.5), 2)), 3.4e38, -3.4e38, 1e-3]
+
+
+@st.composite
+def scores(draw):
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    values = draw(
+        st.sampled_from([st.sampled_from(VALUES), st.floats(width=32, allow_nan=False, allow_infinity=False)])
+    )
+    drawn = {}
+    for name in "abcd"[: draw(st.integers(1, 4))]:
+        shape = draw(st.tuples(st.integers(1, 5), st.integers(1, 6)))
+        size = shape[0] * shape[1]
+        drawn[name] = torch.tensor(draw(st.lists(values, min_size=size, max_size=size)), dtype=dtype).reshape(shape)
+    return drawn
+
+
+def oracle(arrays, n_pruned):
+    """Masks of one group, by a stable sort of all scores."""
+    flat = np.concatenate([array.ravel() for array in arrays])
+    keep = np.ones(len(flat), dtype=bool)
+    keep[np.argsort(flat + 0.0, kind="stable")[:n_pruned]] = False
+    ends = np.cumsum([array.size for array in arrays])[:-1]
+    return [part.reshape(array.shape) for part, array in zip(np.split(keep, ends), arrays)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(scores(), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4), st.sampled_from(WITHIN))
+def test_select_prunes_exactly_the_asked_number_and_the_lowest_of_each_group(scores, sparsities, within):
+    before = {name: values.clone() for name, values in scores.items()}
+    total = sum(values.numel() for values in scores.values())
+    for sparsity, kept in zip(sparsities, select_many(scores, sparsities, within, MODALITY)):
+        assert list(kept) == list(scores)
+        assert all(kept[n].dtype == torch.bool and kept[n].shape == scores[n].shape for n in scores)
+        assert sum(int((~mask).sum()) for mask in kept.values()) == round(sparsity * total)
+        rows = [(name, i) for name in scores for i in range(len(scores[name]))]
+        groups = {
+            "model": [[(name, i) for name, i in rows]],
+            "modality": [[r for r in rows if MODALITY[r[0]] == m] for m in ("vision", "text", "fusion")],
+            "layer": [[r for r in rows if r[0] == name] for name in scores],
+            "row": [[r] for r in rows],
+        }[within]
+        for group in groups:
+            if group:
+                masks = [kept[name][i].numpy() for name, i in group]
+                n_pruned = sum(int((~mask).sum()) for mask in masks)
+                size = sum(mask.size for mask in masks)
+                assert abs(n_pruned - sparsity * size) <= 1
+                for mask, wanted in zip(masks, oracle([scores[name][i].numpy() for name, i in group], n_pruned)):
+                    np.testing.assert_array_equal(mask, wanted)
+    assert all(torch.equal(scores[name], before[name]) for name in scores)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores(), st.data())
+def test_select_lowest_and_counts_take_any_number(scores, data):
+    sizes = {name: values.numel() for name, values in scores.items()}
+    n_pruned = data.draw(st.integers(0, sum(sizes.values())))
+    arrays = [values.numpy() for values in scores.values()]
+    for mask, wanted in zip(select_lowest(scores, n_pruned).values(), oracle(arrays, n_pruned)):
+        np.testing.assert_array_equal(mask.numpy(), wanted)
+    allocations = [{name: data.draw(st.integers(0, size)) for name, size in sizes.items()} for _ in range(2)]
+    for allocation, kept in zip(allocations, select_counts_many(scores, allocations)):
+        for name in scores:
+            [wanted] = oracle([scores[name].numpy()], allocation[name])
+            np.testing.assert_array_equal(kept[name].numpy(), wanted)
+
+
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_chunks_give_what_one_gives(within, dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        name: torch.randn(shape, generator=generator, dtype=dtype).mul(8).round() / 8
+        for name, shape in (("a", (40, 70)), ("b", (33, 21)), ("c", (70, 40)))
+    }
+    scores["c"] = scores["c"].T  # not contiguous
+    whole = select_many(scores, SPARSITIES, within, MODALITY)
+    monkeypatch.setattr(selection, "_CHUNK", 64)
+    for one, other in zip(whole, select_many(scores, SPARSITIES, within, MODALITY)):
+        assert all(torch.equal(one[name], other[name]) for name in scores)
+
+
+def test_equal_scores_fall_in_the_order_of_layer_and_index():
+    scores = {"z": torch.zeros(2, 3), "a": torch.zeros(1, 4)}
+    kept = select(scores, 0.7, "model")
+    assert kept["z"].tolist() == [[False] * 3] * 2
+    assert kept["a"].tolist() == [[False, True, True, True]]
+
+
+def test_negative_zero_equals_zero():
+    kept = select({"a": torch.tensor([[0.0, -0.0, 0.0, -0.0, 1.0]])}, 0.4, "model")
+    assert kept["a"].tolist() == [[False, False, True, True, True]]
+
+
+def test_groups_share_by_largest_remainder():
+    kept = select({"a": torch.rand(1, 5), "b": torch.rand(1, 7), "c": torch.rand(1, 3)}, 0.5, "layer")
+    # Quotas 2.5, 3.5, 1.5, together round(7.5) = 8: the first two of the equal remainders get one more.
+    assert [int((~mask).sum()) for mask in kept.values()] == [3, 4, 1]
+
+
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), -float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_that_are_not_finite_are_refused_with_the_layer(within, bad, dtype):
+    scores = {"a": torch.rand(3, 4, dtype=dtype), "b": torch.rand(3, 4, dtype=dtype)}
+    scores["b"][1, 2] = bad
+    with pytest.raises(ValueError, match="layer 'b': scores must be finite"):
+        select(scores, 0.5, within, MODALITY)
+
+
+def test_the_largest_finite_scores_are_accepted():
+    largest = torch.finfo(torch.float32).max
+    assert select({"a": torch.tensor([[largest, -largest]])}, 0.5, "model")["a"].tolist() == [[True, False]]
+    assert not select_lowest({"a": torch.full((2, 2), largest)}, 4)["a"].any()
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 63.0, float("nan")])
+def test_a_sparsity_outside_its_range_is_refused(sparsity):
+    with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), got"):
+        select({"a": torch.rand(2, 2)}, sparsity, "model")
+
+
+def test_other_wrong_arguments_are_refused():
+    scores = {"a": torch.rand(2, 2), "b": torch.rand(2, 2)}
+    with pytest.raises(ValueError, match=r"unknown within 'column'; there are: model, modality, layer, row"):
+        select(scores, 0.5, "column")
+    with pytest.raises(ValueError, match="needs the modality of every layer, got none for 'b'"):
+        select(scores, 0.5, "modality", {"a": "vision"})
+    with pytest.raises(ValueError, match=r"layer 'a': scores must be float32 or float64, got torch\.float16"):
+        select({"a": torch.rand(2, 2).half()}, 0.5, "model")
+    with pytest.raises(ValueError, match="must have one dtype"):
+        select({"a": torch.rand(2, 2), "b": torch.rand(2, 2).double()}, 0.5, "model")
+    with pytest.raises(ValueError, match="layer 'b': cannot prune 5 of 4 entries"):
+        select_counts(scores, {"a": 0, "b": 5})
+    with pytest.raises(ValueError, match=r"exactly the scored layers.*\['b', 'c'\]"):
+        select_counts(scores, {"a": 0, "c": 5})
+    with pytest.raises(ValueError, match="cannot prune 9 of 8 entries"):
+        select_lowest(scores, 9)
+
+
+def test_no_layers_give_no_masks():
+    assert select({}, 0.5, "model") == {}
+    assert select({}, 0.5, "row") == {}
+    assert select({}, 0.5, "layer") == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("within", WITHIN)
+def test_a_gpu_selects_the_same(within):
+    scores = {name: torch.randn(50, 60).round(decimals=1) for name in "abc"}
+    on_gpu = select({name: values.cuda() for name, values in scores.items()}, 0.63, within, MODALITY)
+    for name, mask in select(scores, 0.63, within, MODALITY).items():
+        assert torch.equal(mask, on_gpu[name].cpu())

@@ -1,0 +1,191 @@
+"""Masks: which edges of a LayerGraph stay, applied, measured, compared and stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlprune.atomic import atomic
+from vlprune.graph import LayerGraph
+
+_FORMAT = "vlprune-masks-1"
+
+
+class Masks(dict[str, Tensor]):
+    """{layer name: bool (out, in)}, True = kept.
+
+    Attributes:
+        weights: {layer name: (out, in)}, the values of the surviving weights, of methods that move them; else None.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(masks)
+        self.weights = None if weights is None else dict(weights)
+
+
+@runtime_checkable
+class Prunable(Protocol):
+    """What masks need of a model."""
+
+    @property
+    def graph(self) -> LayerGraph:
+        """The prunable layers."""
+        ...
+
+    def weight(self, name: str) -> nn.Parameter:
+        """The weight (out, in) of a layer of the graph."""
+        ...
+
+
+def apply_masks(model: Prunable, masks: Masks) -> None:
+    """Changes the model in place: pruned weights become zero, and `masks.weights`, if any, are written first.
+
+    Raises:
+        ValueError: when the masks are not exactly those of the model's layers; nothing has changed then.
+    """
+    for what, tensors in (("mask", masks), ("weight", masks.weights)):
+        if tensors is not None:
+            _check_fits(model.graph, what, tensors)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            weight = model.weight(name)
+            if masks.weights is not None:
+                weight.copy_(masks.weights[name])
+            weight.masked_fill_(~mask.to(weight.device), 0.0)
+
+
+def sparsity(masks: Mapping[str, Bool[Tensor, "*_"]]) -> float:
+    """Pruned fraction of all entries of the masks."""
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    return 1 - kept / sum(mask.numel() for mask in masks.values())
+
+
+def measure(model: Prunable) -> float:
+    """Fraction of exact zeros in the model's prunable weights."""
+    kept = sum(int(torch.count_nonzero(model.weight(layer.name))) for layer in model.graph)
+    return 1 - kept / model.graph.n_edges
+
+
+def overlap(a: Masks, b: Masks, graph: LayerGraph | None = None) -> dict[str, float]:
+    """Intersection over union of the kept entries: one value a layer, and one a modality too when a graph is given.
+
+    Two masks that keep nothing overlap by 1.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"masks of different layers, only in one of them: {sorted(a.keys() ^ b.keys())}")
+    counts: dict[str, tuple[int, int]] = {}
+    for name in a:
+        counts[name] = (int((a[name] & b[name]).sum()), int((a[name] | b[name]).sum()))
+    if graph is not None:
+        for modality in dict.fromkeys(graph.modality.values()):
+            members = [counts[layer.name] for layer in graph if layer.modality == modality]
+            counts[modality] = (sum(both for both, _ in members), sum(either for _, either in members))
+    return {name: both / either if either else 1.0 for name, (both, either) in counts.items()}
+
+
+def pack_bits(mask: Bool[Tensor, "*_"]) -> UInt8[Tensor, " bytes"]:
+    """One bit an entry in row-major order, first entry in the highest bit, the last byte filled with zeros."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
+def unpack_bits(packed: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool[Tensor, "*_"]:
+    """The mask of that shape, the inverse of `pack_bits`."""
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits.astype(bool)).reshape(shape)
+
+
+def mask_hash(masks: Masks) -> str:
+    """sha256 over names, shapes, bits and, when present, moved weights; the order of the layers does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(masks):
+        digest.update(f"{name} {tuple(masks[name].shape)}\n".encode())
+        digest.update(pack_bits(masks[name]).numpy().data)
+        if masks.weights is not None:
+            weight = masks.weights[name].detach().cpu().contiguous()
+            digest.update(f"{weight.dtype}\n".encode())
+            digest.update(weight.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_masks(path: str | os.PathLike[str], masks: Masks, provenance: Mapping[str, str]) -> None:
+    """Writes a mask bundle, a safetensors file, atomically: a reader sees the old file or the whole new one.
+
+    Every mask is one bit an edge; moved weights are stored in full; the header holds layer order, shapes, hash and
+    where the masks come from.
+    """
+    tensors = {f"mask.{name}": pack_bits(mask) for name, mask in masks.items()}
+    for name, weight in (masks.weights or {}).items():
+        tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
+    header = {
+        "format": _FORMAT,
+        "shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()}),
+        "provenance": json.dumps(dict(provenance)),
+        "hash": mask_hash(masks),
+    }
+    with atomic(Path(path)) as half:
+        save_file(tensors, half, metadata=header)
+
+
+def load_masks(path: str | os.PathLike[str]) -> Masks:
+    """The masks of a bundle, checked against its hash.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is no mask bundle or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(file.metadata())
+            names = set(file.keys())
+            shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
+            weights = None
+            if any(name.startswith("weight.") for name in names):
+                weights = {name: file.get_tensor(f"weight.{name}") for name in shapes}
+            bits = {name: unpack_bits(file.get_tensor(f"mask.{name}"), shape) for name, shape in shapes.items()}
+        masks = Masks(bits, weights)
+        if mask_hash(masks) != header["hash"]:
+            raise ValueError("its hash does not match its content")
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not an intact mask bundle: {error}") from error
+    return masks
+
+
+def load_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Where the masks of a bundle come from, read from its header alone; errors as in `load_masks`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(_header(file.metadata())["provenance"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not an intact mask bundle: {error}") from error
+
+
+def _header(metadata: dict[str, str] | None) -> dict[str, str]:
+    found = (metadata or {}).get("format")
+    if found != _FORMAT:
+        raise ValueError(f"its format is {found!r}, not {_FORMAT!r}")
+    return metadata or {}
+
+
+def _check_fits(graph: LayerGraph, what: str, tensors: Mapping[str, Tensor]) -> None:
+    wanted = {layer.name: layer.shape for layer in graph}
+    unknown = [name for name in tensors if name not in wanted]
+    if unknown:
+        raise ValueError(f"the model has no prunable layers {unknown}; there are: {', '.join(wanted)}")
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise ValueError(f"no {what} for the layers {missing}; every prunable layer needs one")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(wanted[name]):
+            raise ValueError(f"layer '{name}': {what} must have shape {wanted[name]}, got {tuple(tensor.shape)}")
