@@ -1,0 +1,50 @@
+"""Multimodal flow pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vlprune.pruners.pruner import LayerStats, Pruner, Weights
+from vlprune.selection import select_many
+
+
+def multiflow_score(weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
+    """Information flow through an edge, Farina et al. 2024 (arXiv:2404.05621).
+
+    |w_ij| times the importances of the two nodes it joins; the importance of a node is the mean over its edges of
+    |w_ij| times the root of the squared norm of the input.
+
+    Args:
+        weight: (out, in).
+        stats: `input_sq` (in,), sums of squared inputs; a common positive factor changes no mask.
+
+    Returns:
+        (out, in), not negative.
+    """
+    magnitude = weight.abs()
+    flow = magnitude * stats["input_sq"].sqrt()
+    return flow.mean(dim=1).outer(flow.mean(dim=0)) * magnitude
+
+
+def modality_prior(weights: Weights, modality: Mapping[str, str], sparsities: Sequence[float]) -> list[dict[str, int]]:
+    """How many entries each layer loses when magnitudes compete within their modality, one allocation a sparsity.
+
+    Exact counts; the reference goes through a fraction of each layer and truncates, so that it may prune one entry
+    of a layer less.
+    """
+    magnitudes = {name: weight.abs() for name, weight in weights.items()}
+    kept = select_many(magnitudes, sparsities, "modality", modality)
+    return [{name: mask.numel() - int(mask.sum()) for name, mask in masks.items()} for masks in kept]
+
+
+MULTIFLOW = Pruner(
+    name="multiflow",
+    source="Farina et al. 2024 (arXiv:2404.05621)",
+    needs=frozenset({"input_sq"}),
+    score=multiflow_score,
+    within="layer",
+    allocate=modality_prior,
+)
