@@ -1,0 +1,309 @@
+"""X-VLM (Zeng et al. 2022, arXiv:2111.08276) on transformers' CLIP vision and BERT modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou_loss
+from transformers import BertConfig, CLIPVisionConfig, CLIPVisionModel, EncoderDecoderCache, PreTrainedTokenizerFast
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertOnlyMLMHead
+
+from vlprune.batch import Batch
+from vlprune.models.base import MAX_WORDS, ModelAdapter, TextStates, attention_bias, causal_bias
+from vlprune.models.text import Tokens, pad
+
+MASK_PROBABILITY = 0.25
+MAX_MASKED = 8
+
+
+class TextEncoder(nn.Module):
+    """BERT whose upper layers, from `fusion_layer` on, look at the image too."""
+
+    def __init__(self, config: BertConfig, fusion_layer: int) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(config)
+        # transformers gives cross-attention to decoders only; the masks handed to the layers decide what is causal.
+        fusion = copy.deepcopy(config)
+        fusion.is_decoder = fusion.add_cross_attention = True
+        configs = [fusion if i >= fusion_layer else config for i in range(config.num_hidden_layers)]
+        self.layer = nn.ModuleList([BertLayer(c, layer_idx=i) for i, c in enumerate(configs)])
+        self.cls = BertOnlyMLMHead(config)
+        self.cls.predictions.decoder.weight = self.embeddings.word_embeddings.weight
+        self.cls.predictions.bias = self.cls.predictions.decoder.bias
+
+
+class XVLM(ModelAdapter):
+    """A ViT, BERT's lower layers for the text and its upper layers for the fusion.
+
+    Deviations from the paper's training: the masked words of MLM are drawn word by word, without skip-grams, and
+    the label smoothing of captioning is torch's.
+    """
+
+    family = "xvlm"
+    uses_regions = True
+    scored_losses = ("itc", "itm", "mlm")
+    excluded = (*ModelAdapter.excluded, "bbox_head", "text_encoder.cls", "answer_decoder")
+
+    def __init__(
+        self,
+        vision: CLIPVisionConfig,
+        text: BertConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        fusion_layer: int,
+        embed_dim: int = 256,
+        local_attn_depth: int = 4,
+        label_smoothing: float = 0.1,
+        prompt: str = "a picture of ",
+    ) -> None:
+        super().__init__(tokenizer, vision.image_size, label_smoothing, prompt)
+        self.fusion_layer = fusion_layer
+        self.local_attn_depth = local_attn_depth
+        self.vision_model = CLIPVisionModel(vision)
+        self.text_encoder = TextEncoder(text, fusion_layer)
+        self.vision_proj = nn.Linear(vision.hidden_size, embed_dim)
+        self.text_proj = nn.Linear(text.hidden_size, embed_dim)
+        self.itm_head = _head(text.hidden_size, 2)
+        self.bbox_head = _head(text.hidden_size, 4)
+        self.temp = nn.Parameter(torch.tensor(0.07))
+        self.text_encoder.apply(lambda module: _init(module, text.initializer_range))
+
+    # ---- primitives ----
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Image tokens (n, t, width), all of them normalised."""
+        vision = self.vision_model
+        return vision.post_layernorm(self._vision_layers(vision.encoder.layers, self._patches(pixels), None))
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        return self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixels))
+
+    @staticmethod
+    def _vision_layers(layers: Iterable[nn.Module], hidden: Tensor, bias: Tensor | None) -> Tensor:
+        for layer in layers:
+            hidden = layer(hidden, bias)
+        return hidden
+
+    def encode_tokens(self, tokens: Tokens) -> Tensor:
+        """Hidden states of the text layers."""
+        hidden, bias = self.text_encoder.embeddings(tokens.ids), attention_bias(tokens.valid)
+        for layer in self.text_encoder.layer[: self.fusion_layer]:
+            hidden = layer(hidden, bias)
+        return hidden
+
+    def fuse(self, texts: TextStates, images: Tensor, image_valid: Tensor | None = None) -> Tensor:
+        """Hidden states of the fusion layers, which continue from the text layers."""
+        hidden, bias = texts.hidden, attention_bias(texts.tokens.valid)
+        image_bias = attention_bias(image_valid)
+        for layer in self.text_encoder.layer[self.fusion_layer :]:
+            hidden = layer(hidden, bias, images, image_bias)
+        return hidden
+
+    def decode(
+        self,
+        kind: Literal["caption", "answer"],
+        tokens: Tokens,
+        memory: Tensor,
+        memory_valid: Tensor | None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Next-token logits; captions go through all layers, answers through the fusion layers or their copy."""
+        past = cache.get_seq_length() if cache is not None else 0
+        hidden = self.text_encoder.embeddings(tokens.ids, past_key_values_length=past)
+        bias, memory_bias = causal_bias(tokens, past), attention_bias(memory_valid)
+        layers = self.text_encoder.layer if kind == "caption" else self._answer_layers()
+        for layer in layers:
+            grounded = layer.add_cross_attention
+            hidden = layer(
+                hidden,
+                bias,
+                memory if grounded else None,
+                memory_bias if grounded else None,
+                past_key_values=cache,
+            )
+        return self.text_encoder.cls(hidden)
+
+    def _answer_layers(self) -> Iterable[nn.Module]:
+        if hasattr(self, "answer_decoder"):
+            return self.answer_decoder
+        return self.text_encoder.layer[self.fusion_layer :]
+
+    def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:  # noqa: ARG002
+        """ITM logit of n pairs, (n,)."""
+        return self.itm_head(self.fuse(texts, image_tokens)[:, 0])[:, 1]
+
+    def tokenize(self, texts: Sequence[str], max_words: int = MAX_WORDS) -> Tokens:
+        """[CLS] pieces, without [SEP]."""
+        rows = [[self.start_id, *pieces] for pieces in self._pieces(texts, max_words)]
+        return self._to_device(pad(rows, self.token_id("[PAD]")))
+
+    @property
+    def start_id(self) -> int:
+        """[CLS]."""
+        return self.token_id("[CLS]")
+
+    @property
+    def end_id(self) -> int:
+        """[SEP]."""
+        return self.token_id("[SEP]")
+
+    # ---- the graph ----
+
+    def modality_of(self, module: str) -> str:
+        """Vision, text (lower BERT layers) or fusion (upper ones)."""
+        if module.startswith("vision_model"):
+            return "vision"
+        return "fusion" if int(module.split(".layer.")[1].split(".")[0]) >= self.fusion_layer else "text"
+
+    def stream_of(self, module: str) -> str:
+        """Image tokens feed the vision layers and the keys and values of cross-attention."""
+        if (
+            module.startswith("vision_model")
+            or "crossattention.self.key" in module
+            or "crossattention.self.value" in module
+        ):
+            return "image"
+        return "text"
+
+    def layer_of(self, parameter: str) -> str:
+        """The fusion layer's name for what the answer decoder has copied from it."""
+        name = parameter.removesuffix(".weight")
+        if name.startswith("answer_decoder."):
+            number, rest = name.removeprefix("answer_decoder.").split(".", 1)
+            return f"text_encoder.layer.{self.fusion_layer + int(number)}.{rest}"
+        return name
+
+    def add_task_head(self, task: str) -> None:
+        """Adds, in place, VQA's answer decoder: a copy of the fusion layers.
+
+        The copy keeps the masks of the layers it comes from; the reference leaves it dense by default.
+        """
+        if task == "vqa":
+            self.answer_decoder = copy.deepcopy(self.text_encoder.layer[self.fusion_layer :])
+
+    # ---- pretraining ----
+
+    def calibration_forward(self, batch: Batch) -> None:
+        """Vision, text and fusion layers on aligned pairs, then on regions with their phrases."""
+        images = self._recorded_images(self.pixels(batch.images))
+        self._recorded_fusion(self._recorded_text(batch.texts), images, None)
+        if batch.regions:
+            regions, valid = self._recorded_regions(batch)
+            self._recorded_fusion(self._recorded_text([phrase for _, _, phrase in batch.regions]), regions, valid)
+
+    def _recorded_images(self, pixels: Tensor) -> Tensor:
+        with self.recording(image=None):
+            return self.encode_images(pixels)
+
+    def _recorded_text(self, texts: Sequence[str]) -> TextStates:
+        tokens = self.tokenize(texts)
+        with self.recording(text=tokens.valid):
+            return TextStates(tokens, self.encode_tokens(tokens))
+
+    def _recorded_fusion(self, states: TextStates, images: Tensor, image_valid: Tensor | None) -> Tensor:
+        with self.recording(text=states.tokens.valid, image=image_valid):
+            return self.fuse(states, images, image_valid)
+
+    def _recorded_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Tokens (n, t, width) of each region and which of them lie in it (n, t); the class token always does.
+
+        The last `local_attn_depth` layers run anew for each region and attend within it.
+        """
+        index = torch.tensor([position for position, _, _ in batch.regions], device=self.device)
+        boxes = torch.tensor([box for _, box, _ in batch.regions], device=self.device, dtype=torch.float32)
+        side = round(self.vision_model.embeddings.num_patches**0.5)
+        valid = F.pad(patches_in(boxes, side), (1, 0), value=True)
+        depth = len(self.vision_model.encoder.layers) - self.local_attn_depth
+        layers = self.vision_model.encoder.layers
+        shared = self._vision_layers(layers[:depth], self._patches(self.pixels(batch.images)), None)
+        with self.recording(image=valid):
+            local = self._vision_layers(layers[depth:], shared[index], attention_bias(valid))
+        return self.vision_model.post_layernorm(local), valid
+
+    def pretraining_losses(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
+        """ITC, ITM and MLM of pairs and, averaged with them, of regions; box is L1 + GIoU of the regions' boxes."""
+        images = self._recorded_images(self.pixels(batch.images))
+        losses = self._pair_losses(batch.texts, images, None, generator)
+        if batch.regions:
+            phrases = [phrase for _, _, phrase in batch.regions]
+            regions, valid = self._recorded_regions(batch)
+            regional = self._pair_losses(phrases, regions, valid, generator)
+            losses = {name: (loss + regional[name]) / 2 for name, loss in losses.items()}
+            losses["box"] = self._box_loss(batch, phrases, images)
+        return losses
+
+    def _pair_losses(
+        self, texts: Sequence[str], images: Tensor, image_valid: Tensor | None, generator: Generator
+    ) -> dict[str, Tensor]:
+        states = self._recorded_text(texts)
+        hidden = self._recorded_fusion(states, images, image_valid)
+        image_features, text_features = self.image_features(images), self.text_features(states.hidden)
+        positive = torch.tensor([[a == b for b in texts] for a in texts], device=self.device)
+        negatives = self.hard_negatives(image_features, text_features, positive, generator)
+        return {
+            "itc": self.itc_loss(image_features, text_features, positive),
+            "itm": self.itm_loss(states, images, hidden, negatives, image_valid),
+            "mlm": self._mlm_loss(states.tokens, images, image_valid, generator),
+        }
+
+    def _mlm_loss(self, tokens: Tokens, images: Tensor, image_valid: Tensor | None, generator: Generator) -> Tensor:
+        """Cross-entropy of masked words: a quarter of each text's words, at least one and at most eight pieces."""
+        masked_ids, chosen = self._mask_words(tokens, generator)
+        masked = Tokens(masked_ids, tokens.valid)
+        hidden = self.fuse(TextStates(masked, self.encode_tokens(masked)), images, image_valid)
+        return F.cross_entropy(self.text_encoder.cls(hidden[chosen]), tokens.ids[chosen])
+
+    def _mask_words(self, tokens: Tokens, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Ids after masking whole words and (n, length) bool, what was chosen: 80 % [MASK], 10 % random, 10 % kept."""
+        ids, vocabulary = tokens.ids, len(self.tokenizer)
+        pieces = self.tokenizer.convert_ids_to_tokens(list(range(vocabulary)))
+        inner = torch.tensor([str(piece).startswith("##") for piece in pieces], device=ids.device)[ids]
+        word = (~inner).long().cumsum(1) - 1
+        draws = torch.rand(ids.shape, generator=generator).to(ids.device).gather(1, word)
+        draws = draws.masked_fill(~tokens.valid, 2.0)
+        draws[:, 0] = 2.0
+        ranked = draws.argsort(1).argsort(1)
+        chosen = ((draws < MASK_PROBABILITY) & (ranked < MAX_MASKED)) | ((ranked == 0) & (draws < 2.0))
+        fate = torch.rand(ids.shape, generator=generator).to(ids.device)
+        random = torch.randint(vocabulary, ids.shape, generator=generator).to(ids.device)
+        replaced = torch.where(fate < 0.8, self.token_id("[MASK]"), torch.where(fate < 0.9, random, ids))
+        return torch.where(chosen, replaced, ids), chosen
+
+    def _box_loss(self, batch: Batch, phrases: Sequence[str], images: Tensor) -> Tensor:
+        """L1 + GIoU of the box that the phrase's fusion with the whole image predicts."""
+        index = torch.tensor([position for position, _, _ in batch.regions], device=self.device)
+        target = torch.tensor([box for _, box, _ in batch.regions], device=self.device, dtype=torch.float32)
+        hidden = self.fuse(self.encode_texts(phrases), images[index])
+        predicted = self.bbox_head(hidden[:, 0]).sigmoid()
+        corners = box_convert(target, "xywh", "xyxy")
+        l1 = F.l1_loss(predicted, box_convert(target, "xywh", "cxcywh"))
+        return 4 * l1 + generalized_box_iou_loss(box_convert(predicted, "cxcywh", "xyxy"), corners, reduction="mean")
+
+
+def _init(module: nn.Module, std: float) -> None:
+    """BERT's initialisation, in place."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _head(width: int, out: int) -> nn.Sequential:
+    """X-VLM's two-layer head."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, out))
+
+
+def patches_in(boxes: Tensor, side: int) -> Tensor:
+    """Which patches of a side × side grid a box touches: boxes (n, 4) [x, y, w, h] in fractions -> (n, side²) bool."""
+    edges = torch.arange(side, device=boxes.device) / side
+    x0, y0, w, h = boxes.unbind(1)
+
+    def touched(start: Tensor, length: Tensor) -> Tensor:
+        end = (start + length)[:, None]
+        return (edges < end) & (edges + 1 / side > start[:, None])
+
+    return (touched(y0, h)[:, :, None] & touched(x0, w)[:, None, :]).flatten(1)
