@@ -1,0 +1,107 @@
+"""A run function without a model: plausible numbers at once, and failures on request."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlprune.config import RunConfig
+from vlprune.table import Catalogue
+
+METRICS = {
+    "retrieval": {"tr_r1": 70.0, "tr_r5": 90.0, "ir_r1": 68.0},
+    "captioning": {"cider": 400.0, "bleu4": 60.0},
+    "vqa": {"accuracy": 82.0},
+}
+FLOORS = {
+    "retrieval": {"chance": {"tr_r1": 0.3, "tr_r5": 1.7, "ir_r1": 0.3}},
+    "captioning": {"constant caption": {"cider": 53.0, "bleu4": 9.0}},
+    "vqa": {"most frequent answer": {"accuracy": 19.0}},
+}
+STRENGTH = {"random": 0.3, "omp": 0.9, "lamp": 0.85, "snip": 0.88, "chita++": 0.92, "multiflow": 0.95}
+NEEDS = {"snip": frozenset({"grad"}), "multiflow": frozenset({"input_sq"})}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    metrics: dict[str, float]
+    floors: dict[str, dict[str, float]]
+    predictions: list[dict]
+    sparsity: float
+    layer_sparsity: dict[str, float]
+    seconds: dict[str, float]
+    peak_memory: int
+
+
+def run(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+    method, sparsity = config.pruning.method, config.pruning.sparsity
+    noise = random.Random(f"{config.model} {method} {sparsity} {config.task.name} {config.seed}")
+    kept = 1.0 if method == "dense" else STRENGTH[method] * (1 - sparsity**6) + 0.03 * noise.random()
+    return Outcome(
+        metrics={metric: kept * value for metric, value in METRICS[config.task.name].items()},
+        floors=FLOORS[config.task.name],
+        predictions=[{"image_id": 1, "answer": "blå"}],
+        sparsity=sparsity,
+        layer_sparsity={"layer": sparsity},
+        seconds={"finetune": 1.0, "evaluate": 0.5},
+        peak_memory=2**30,
+    )
+
+
+def _note(cache_dir: Path, config: RunConfig, needs: frozenset[str]) -> Path:
+    # One line an attempt: what ran, in which process.
+    notes = cache_dir.parent / "notes"
+    notes.mkdir(exist_ok=True)
+    name = f"{config.model}_{config.pruning.method}_{config.pruning.sparsity}_{config.task.name}_{config.seed}"
+    with (notes / name).open("a") as file:
+        file.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')} {','.join(sorted(needs))}\n")
+    return notes / name
+
+
+def run_noted(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+    _note(cache_dir, config, needs)
+    return run(config, cache_dir)
+
+
+def run_slow(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+    """SNIP never ends."""
+    _note(cache_dir, config, needs)
+    if config.pruning.method == "snip":
+        time.sleep(600)
+    return run(config, cache_dir)
+
+
+def run_broken(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+    """LAMP raises, SNIP gives NaN, OMP warns."""
+    import logging
+
+    if config.pruning.method == "lamp":
+        raise RuntimeError("no\nluck")
+    if config.pruning.method == "omp":
+        logging.getLogger("vlprune.fake").warning("cache damaged")
+    outcome = run(config, cache_dir)
+    if config.pruning.method == "snip":
+        outcome.metrics["tr_r1"] = float("nan")
+    return outcome
+
+
+def run_killed_once(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+    """OMP's worker dies at the first attempt, LAMP's at every one."""
+    attempts = len(_note(cache_dir, config, needs).read_text().splitlines())
+    if config.pruning.method == "lamp" or (config.pruning.method == "omp" and attempts == 1):
+        os.kill(os.getpid(), 9)
+    return run(config, cache_dir)
+
+
+def catalogue() -> Catalogue:
+    return Catalogue(
+        models=("tiny-blip", "tiny-xvlm"),
+        methods={name: NEEDS.get(name, frozenset()) for name in STRENGTH},
+        tasks={"retrieval": 1, "captioning": 1, "vqa": 1},
+        headlines={"retrieval": "tr_r1", "captioning": "cider", "vqa": "accuracy"},
+        data=("scenes",),
+        model_digest=lambda name: f"digest of {name}",
+    )

@@ -1,0 +1,94 @@
+from dataclasses import replace
+
+import pytest
+
+from vlprune.config import (
+    CalibrationConfig,
+    ConfigError,
+    FinetuningConfig,
+    PruningConfig,
+    RunConfig,
+    TaskConfig,
+    build,
+    digest,
+    masks_key,
+    run_key,
+    statistics_key,
+    unknown,
+)
+
+OMP = RunConfig(pruning=PruningConfig("omp", 0.75))
+
+
+def test_unknown_names_the_nearest_and_all():
+    assert unknown("method", "multflow", ["omp", "multiflow"]) == (
+        "unknown method 'multflow'; did you mean 'multiflow'? There are: omp, multiflow"
+    )
+    assert unknown("method", "zzz", ["omp"]) == "unknown method 'zzz'. There are: omp"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PruningConfig("omp", 1.0), r"sparsity must be in \[0, 1\)"),
+        (lambda: PruningConfig("omp", 63), r"did you mean 0.63\?"),
+        (lambda: PruningConfig("omp", float("nan")), "sparsity must be"),
+        (lambda: PruningConfig("dense", 0.5), "dense model must be 0"),
+        (lambda: CalibrationConfig(n_batches=0), "calibration.n_batches must be at least 1, got 0"),
+        (lambda: FinetuningConfig(schedule="step"), "one of linear, cosine, got 'step'"),
+        (lambda: FinetuningConfig(lr=0), "finetuning.lr must be above 0"),
+        (lambda: TaskConfig(max_length=3), "task.max_length must be at least min_length = 5, got 3"),
+    ],
+)
+def test_a_value_out_of_range_is_an_error(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_build_reads_nested_values_and_coerces_them():
+    config = build(RunConfig, {"seed": 3, "finetuning": {"lr": 1, "betas": [0, 0.5]}, "task": {"limit": 7}}, "x")
+    assert (config.seed, config.finetuning.lr, config.finetuning.betas) == (3, 1.0, (0.0, 0.5))
+    assert isinstance(config.finetuning.lr, float)
+    assert config.task.limit == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sed": 1}, "x: unknown key 'sed'; did you mean 'seed'"),
+        ({"finetuning": {"step": 1}}, "x.finetuning: unknown key 'step'; did you mean 'steps'"),
+        ({"finetuning": {"steps": 1.5}}, "x.finetuning.steps must be int, got 1.5"),
+        ({"finetuning": {"steps": True}}, "must be int, got True"),
+        ({"finetuning": {"betas": [0.9]}}, "must be a list of 2 values"),
+        ({"finetuning": 3}, "x.finetuning must be a table"),
+        ({"task": {"limit": "all"}}, "x.task.limit must be int, got 'all'"),
+    ],
+)
+def test_build_names_what_is_wrong(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(RunConfig, values, "x")
+
+
+def test_digest_is_stable_and_ignores_order():
+    assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1}) == "855ad49701472507"
+    assert digest(RunConfig()) != digest(RunConfig(seed=1))
+    with pytest.raises(TypeError, match="got object"):
+        digest(object())
+
+
+def test_keys_change_with_what_their_stage_reads_and_nothing_else():
+    longer = replace(OMP, finetuning=FinetuningConfig(steps=99))
+    sparser = replace(OMP, pruning=PruningConfig("omp", 0.9))
+    measured = replace(OMP, calibration=CalibrationConfig(n_batches=9))
+    assert statistics_key(OMP, "m", "k") == statistics_key(longer, "m", "k") == statistics_key(sparser, "m", "k")
+    others = [statistics_key(measured, "m", "k"), statistics_key(OMP, "n", "k"), statistics_key(OMP, "m", "l")]
+    assert len({statistics_key(OMP, "m", "k"), *others}) == 4
+    assert masks_key(OMP, "m") == masks_key(longer, "m")
+    assert len({masks_key(config, "m") for config in (OMP, sparser, measured, replace(OMP, seed=1))}) == 4
+    runs = [run_key(config, "m", 1) for config in (OMP, longer, sparser, measured)]
+    assert len({*runs, run_key(OMP, "m", 2), run_key(OMP, "n", 1)}) == 6
+
+
+def test_the_dense_run_does_not_depend_on_calibration():
+    measured = RunConfig(calibration=CalibrationConfig(n_batches=9))
+    assert run_key(RunConfig(), "m", 1) == run_key(measured, "m", 1)

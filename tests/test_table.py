@@ -1,0 +1,109 @@
+import pytest
+from fake_pipeline import catalogue
+
+from vlprune.config import ConfigError
+from vlprune.table import Selection, load_table
+
+TABLE = """
+[base.finetuning]
+steps = 10
+lr = 1
+[base.task]
+limit = 5
+[task.vqa]
+finetuning.steps = 48
+task.limit = 6
+[[grid]]
+models = ["tiny-blip", "tiny-xvlm"]
+methods = ["omp", "snip"]
+sparsities = [0.63, 0.9]
+tasks = ["retrieval", "vqa"]
+[[grid]]
+models = ["tiny-blip"]
+methods = ["chita++"]
+sparsities = [0.9]
+tasks = ["vqa"]
+calibration.steps = 7
+"""
+GRID = 'models = ["tiny-blip"]\nmethods = ["omp"]\nsparsities = [0.9]\ntasks = ["vqa"]\n'
+
+
+def load(tmp_path, text, selection=None, data=None):
+    path = tmp_path / "t.toml"
+    path.write_text(text)
+    return load_table(path, catalogue(), selection, data)
+
+
+def test_lists_multiply_and_the_dense_run_is_there_once(tmp_path):
+    table = load(tmp_path, TABLE)
+    places = [cell.place for cell in table.cells]
+    assert table.name == "t"
+    assert len(places) == len(set(places)) == 2 * 2 * (1 + 2 * 2) + 1
+    assert places.count(("tiny-blip", "dense", 0.0, "vqa", 0)) == 1
+    assert len({cell.key for cell in table.cells}) == len(places)
+
+
+def test_settings_of_task_and_entry_win_over_base(tmp_path):
+    configs = {cell.place: cell.config for cell in load(tmp_path, TABLE).cells}
+    retrieval = configs["tiny-xvlm", "omp", 0.63, "retrieval", 0]
+    vqa = configs["tiny-xvlm", "omp", 0.63, "vqa", 0]
+    assert (retrieval.finetuning.steps, retrieval.task.limit, retrieval.finetuning.lr) == (10, 5, 1.0)
+    assert (vqa.finetuning.steps, vqa.task.limit, vqa.calibration.steps) == (48, 6, 4)
+    assert configs["tiny-blip", "chita++", 0.9, "vqa", 0].calibration.steps == 7
+
+
+def test_a_selection_replaces_axes(tmp_path):
+    cells = load(tmp_path, TABLE, Selection(methods=("omp", "chita++"), models=("tiny-blip",), seeds=(1, 2))).cells
+    rows = {(cell.config.pruning.method, cell.config.pruning.sparsity) for cell in cells}
+    assert rows == {("dense", 0.0), ("omp", 0.63), ("omp", 0.9), ("chita++", 0.9)}
+    assert {cell.config.seed for cell in cells} == {1, 2}
+    assert {cell.config.model for cell in cells} == {"tiny-blip"}
+    new = load(tmp_path, TABLE, Selection(methods=("lamp",), models=("tiny-xvlm",))).cells
+    assert {cell.config.pruning.method for cell in new} == {"dense", "lamp"}
+
+
+def test_only_the_dense_model(tmp_path):
+    text = '[[grid]]\nmodels = ["tiny-blip"]\nmethods = ["dense"]\ntasks = ["vqa"]\nseeds = [0, 1]\n'
+    assert [cell.config.seed for cell in load(tmp_path, text).cells] == [0, 1]
+
+
+def test_data_is_a_directory_for_calibration_and_task(tmp_path):
+    cell = load(tmp_path, "[[grid]]\n" + GRID, data=str(tmp_path)).cells[-1]
+    assert cell.config.calibration.data == cell.config.task.data == str(tmp_path)
+    with pytest.raises(ConfigError, match=r"unknown data set '/no'.*There are: scenes, or a directory"):
+        load(tmp_path, "[[grid]]\n" + GRID, data="/no")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[bas]\n", "unknown key 'bas'; did you mean 'base'"),
+        ("[base]\nfinetune.steps = 3\n", "unknown key 'finetune'; did you mean 'finetuning'"),
+        ("[base.finetuning]\nstep = 3\n", r"\[base\]: finetuning: unknown key 'step'; did you mean 'steps'"),
+        ("[base.finetuning]\nsteps = 'a'\n", "finetuning.steps must be int, got 'a'"),
+        ("[base.task]\nname = 'vqa'\n", "task.name is set by the list 'tasks'"),
+        ("[task.vqq]\n", "unknown task 'vqq'; did you mean 'vqa'"),
+        ("base = 3\n", "must be a table, got 3"),
+        ("x = \n", "not valid TOML"),
+        ("", r"at least one \[\[grid\]\]"),
+        ("[[grid]]\nmodels = ['tiny-blip']\n", "the list 'methods' is missing"),
+        ("[[grid]]\nmodel = ['tiny-blip']\n", "unknown key 'model'; did you mean 'models'"),
+        ("[[grid]]\n" + GRID.replace('["omp"]', '"omp"'), "methods must be a list"),
+        ("[[grid]]\n" + GRID.replace("omp", "onp"), "unknown method 'onp'; did you mean 'omp'"),
+        ("[[grid]]\n" + GRID.replace("blip", "blib"), "unknown model 'tiny-blib'; did you mean 'tiny-blip'"),
+        ("[[grid]]\n" + GRID.replace("vqa", "vqas"), "unknown task 'vqas'; did you mean 'vqa'"),
+        ("[[grid]]\n" + GRID.replace("0.9", "90"), r"sparsity must be in \[0, 1\).*did you mean 0.9"),
+        ("[[grid]]\n" + GRID.replace("0.9", "'a'"), "a sparsity must be a number"),
+        ("[[grid]]\nseeds = [-1]\n" + GRID, "a seed must be"),
+        ("[[grid]]\n" + GRID + "[[grid]]\nfinetuning.steps = 9\n" + GRID, "finetuning.steps is 40 in one and 9 in the"),
+    ],
+)
+def test_a_wrong_table_is_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no table '.*none.toml'"):
+        load_table(tmp_path / "none.toml", catalogue())

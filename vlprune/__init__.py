@@ -1,0 +1,33 @@
+"""Task-agnostic pruning of vision-language models: score, prune, fine-tune, evaluate, tabulate."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "vlprune.calibrate": ("collect",),
+    "vlprune.config": ("CalibrationConfig", "FinetuningConfig", "PruningConfig", "RunConfig", "TaskConfig"),
+    "vlprune.data": ("calibration_batches", "load_pairs", "load_questions"),
+    "vlprune.graph": ("BipartiteLayer", "LayerGraph"),
+    "vlprune.masks": ("Masks", "apply_masks", "load_masks", "overlap", "save_masks"),
+    "vlprune.models": ("MODELS", "ModelAdapter", "load_model"),
+    "vlprune.pipeline": ("compute_masks", "evaluate", "run"),
+    "vlprune.pruners": ("PRUNERS", "Pruner"),
+    "vlprune.reports.frame": ("load_results",),
+    "vlprune.reports.significance": ("compare",),
+    "vlprune.selection": ("select",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when first asked for: a sweep's workers need few of them."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'vlprune' has no attribute {name!r}; its public names: {', '.join(__all__)}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

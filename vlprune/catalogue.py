@@ -1,0 +1,39 @@
+"""What exists to choose from: models, methods, tasks, data sets, and the table that runs by default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlprune.config import ConfigError
+from vlprune.table import Catalogue
+
+QUICKSTART = Path("experiments") / "quickstart.toml"
+
+
+def catalogue() -> Catalogue:
+    """The names that a table may use; importing them takes seconds."""
+    from eval import TASKS
+    from vlprune.models import MODELS, model_digest
+    from vlprune.pruners import PRUNERS
+
+    return Catalogue(
+        models=tuple(MODELS),
+        # An iterative method measures anew at each of its steps.
+        methods={name: frozenset() if pruner.iterative else pruner.needs for name, pruner in PRUNERS.items()},
+        tasks={name: task.version for name, task in TASKS.items()},
+        headlines={name: task.headline for name, task in TASKS.items()},
+        data=("scenes",),
+        model_digest=model_digest,
+    )
+
+
+def quickstart() -> Path:
+    """The quickstart's TOML file: of the working directory, else of the clone that this package is in.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    for root in (Path(), Path(__file__).resolve().parents[1]):
+        if (root / QUICKSTART).is_file():
+            return root / QUICKSTART
+    raise ConfigError(f"there is no {QUICKSTART} here; run this in a clone of vlprune, or name a TABLE.toml")

@@ -1,0 +1,237 @@
+"""One run: model, statistics, masks, fine-tuning, evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset
+from torch import Tensor
+
+from eval import get_task
+from eval.base import Settings
+from vlprune import memory
+from vlprune.batch import Batch
+from vlprune.cache import cached
+from vlprune.calibrate import Statistics, collect, load_statistics, save_statistics
+from vlprune.config import DENSE, RunConfig, TaskConfig, masks_key, statistics_key
+from vlprune.data import calibration_batches, load_pairs, load_questions
+from vlprune.finetune import finetune
+from vlprune.masks import Masks, apply_masks, load_masks, measure, save_masks
+from vlprune.models import ModelAdapter, load_model, model_digest
+from vlprune.pruners import get_pruner, iterate, prune_masks
+
+EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured.
+
+    Attributes:
+        metrics: {metric: value}, as the task names them.
+        floors: {floor: {metric: value}}, what a model that learned nothing gets.
+        predictions: one a sample.
+        sparsity: measured fraction of zeros among the prunable entries, after fine-tuning.
+        layer_sparsity: {layer name: measured fraction}.
+        seconds: {stage: seconds}.
+        peak_memory: bytes, of the process.
+    """
+
+    metrics: dict[str, float]
+    floors: dict[str, dict[str, float]]
+    predictions: list[dict[str, Any]]
+    sparsity: float
+    layer_sparsity: dict[str, float]
+    seconds: dict[str, float]
+    peak_memory: int
+
+
+def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset()) -> Outcome:
+    """The whole method.
+
+    Args:
+        config: what changes the numbers.
+        cache: directory of statistics and masks, shared by the runs of a sweep.
+        needs: statistics that other methods of the sweep want too, so that one calibration pass measures them all.
+    """
+    watch = _Stopwatch()
+    memory.reset_peak()
+    set_seed(config.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with watch("load"):
+        model = load_model(config.model).to(device)
+        task = get_task(config.task.name)
+        train, test = (examples(config.task, split) for split in ("train", "test"))
+    with watch("prune"):
+        masks = None if config.pruning.method == DENSE else cached_masks(config, model, cache, needs)
+        if masks is not None:
+            apply_masks(model, masks)
+    with watch("finetune"):
+        model.add_task_head(config.task.name)
+        finetune(model, masks or {}, model.layer_of, train, task.loss, config.finetuning, config.seed)
+    with watch("evaluate"):
+        prepared = task.prepare(_columns(train))
+        predictions = task.predict(model, test, config.task, prepared)
+        metrics = task.score(predictions, _columns(test))
+        floors = task.floors(_columns(train), _columns(test))
+    return Outcome(
+        metrics=metrics,
+        floors=floors,
+        predictions=predictions,
+        sparsity=measure(model),
+        layer_sparsity={layer.name: float((model.weight(layer.name) == 0).float().mean()) for layer in model.graph},
+        seconds=watch.seconds,
+        peak_memory=memory.peak(),
+    )
+
+
+def examples(task: TaskConfig, split: str) -> Dataset:
+    """The examples of a split that a task wants."""
+    return EXAMPLES[get_task(task.name).examples](task.data, split, task.limit)
+
+
+def evaluate(
+    model: ModelAdapter, task: str, data: str, split: str = "test", settings: Settings | None = None
+) -> dict[str, float]:
+    """{metric: value} of the model as it is, without fine-tuning."""
+    config = TaskConfig(name=task, data=data)
+    chosen = get_task(task)
+    test = examples(config, split)
+    predictions = chosen.predict(model, test, settings or config, chosen.prepare(_columns(examples(config, "train"))))
+    return chosen.score(predictions, _columns(test))
+
+
+def compute_masks(
+    model: ModelAdapter,
+    method: str,
+    sparsity: float,
+    *,
+    stats: Statistics | None = None,
+    batches: Callable[[int], Iterable[Batch]] | None = None,
+    steps: int = 1,
+    seed: int = 0,
+) -> Masks:
+    """Masks of a model at a sparsity; the model is as before.
+
+    Args:
+        model: not changed.
+        method: a key of PRUNERS.
+        sparsity: in [0, 1); exactly round(sparsity · N) of N entries are pruned.
+        stats: statistics of `collect` with what the method needs.
+        batches: of an iterative method instead: step -> its fresh batches.
+        steps: of an iterative method.
+        seed: of the method's own random choices.
+
+    Raises:
+        ValueError: an unknown method, statistics that are missing, batches that are missing.
+    """
+    pruner = get_pruner(method)
+    weights = {layer.name: model.weight(layer.name).detach().clone() for layer in model.graph}
+    modality = model.graph.modality
+    if not pruner.iterative:
+        return prune_masks(pruner, weights, stats or {}, sparsities=[sparsity], modality=modality, seed=seed)[0]
+    if batches is None:
+        raise ValueError(f"method {method!r} measures anew at every step: it needs `batches`, not `stats`")
+
+    def collect_at(current: Mapping[str, Tensor], step: int) -> Statistics:
+        with _weights(model, current):
+            return collect(model, batches(step), pruner.needs, seed + step)
+
+    return iterate(pruner, weights, collect_at, sparsity=sparsity, steps=steps, modality=modality, seed=seed)
+
+
+def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set[str]) -> Masks:
+    """The masks of a config, from the cache or made and stored there."""
+    digest, calibration, pruner = model_digest(config.model), config.calibration, get_pruner(config.pruning.method)
+
+    def draw(first: int, n_batches: int) -> Iterable[Batch]:
+        size, seed = calibration.batch_size, config.seed
+        return calibration_batches(
+            calibration.data, model, n_batches=n_batches, batch_size=size, seed=seed, first=first
+        )
+
+    def statistics() -> Statistics:
+        wanted = needs | pruner.needs
+        if not pruner.needs:
+            return {}
+        return cached(
+            cache / "statistics" / f"{statistics_key(config, digest, ' '.join(sorted(wanted)))}.safetensors",
+            make=lambda: collect(model, draw(0, calibration.n_batches), wanted, config.seed),
+            save=save_statistics,
+            load=load_statistics,
+        )
+
+    def make() -> Masks:
+        sparsity, seed = config.pruning.sparsity, config.seed
+        if pruner.iterative:
+            per_step = calibration.step_batches
+            return compute_masks(
+                model,
+                pruner.name,
+                sparsity,
+                batches=lambda step: draw(step * per_step, per_step),
+                steps=calibration.steps,
+                seed=seed,
+            )
+        return compute_masks(model, pruner.name, sparsity, stats=statistics(), seed=seed)
+
+    provenance = {
+        "model": f"{config.model} {digest}",
+        "method": f"{pruner.name} ({pruner.source})",
+        "sparsity": str(config.pruning.sparsity),
+        "seed": str(config.seed),
+        "calibration": repr(calibration),
+    }
+    return cached(
+        cache / "masks" / f"{masks_key(config, digest)}.safetensors",
+        make=make,
+        save=lambda masks, path: save_masks(path, masks, provenance),
+        load=lambda path: _on(model.device, load_masks(path)),
+    )
+
+
+def _on(device: torch.device, masks: Masks) -> Masks:
+    weights = None if masks.weights is None else {name: w.to(device) for name, w in masks.weights.items()}
+    return Masks({name: mask.to(device) for name, mask in masks.items()}, weights)
+
+
+def _columns(data: Dataset) -> list[dict[str, Any]]:
+    """The rows without their pictures."""
+    return data.remove_columns("image").to_list()
+
+
+@contextmanager
+def _weights(model: ModelAdapter, current: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other weights while inside."""
+    own = {name: model.weight(name).detach().clone() for name in current}
+    try:
+        _write(model, current)
+        yield
+    finally:
+        _write(model, own)
+
+
+def _write(model: ModelAdapter, weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            model.weight(name).copy_(weight)
+
+
+@dataclass
+class _Stopwatch:
+    """Seconds of named stages."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 3)

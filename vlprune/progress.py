@@ -1,0 +1,148 @@
+"""What a sweep shows while it runs: finished cells, finished rows, remaining time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Column
+
+from vlprune.config import DENSE
+from vlprune.engine import Event
+from vlprune.record import ERROR, read_record, run_directory
+from vlprune.reports.grid import MISSING
+from vlprune.reports.tables import metric_name, percent
+from vlprune.table import Cell, Table
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Shows the events of a sweep: a bar on a terminal, a line per finished cell elsewhere, and every finished row.
+
+    Args:
+        table: the whole table.
+        pending: the cells of this sweep.
+        headlines: {task: metric} that a row shows.
+        results: the results directory.
+        jobs: worker processes.
+        console: where to print.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        pending: Collection[Cell],
+        headlines: Mapping[str, str],
+        results: Path,
+        jobs: int,
+        console: Console,
+    ) -> None:
+        self.table, self.headlines, self.results, self.jobs, self.console = table, headlines, results, jobs, console
+        self.left = {cell.key: cell for cell in pending}
+        self.total = len(pending)
+        self.running: dict[str, tuple[Cell, float]] = {}
+        self.durations: dict[tuple[str, str], list[float]] = {}
+        self.began = time.monotonic()
+        self.tasks = list(dict.fromkeys(cell.config.task.name for cell in table.cells))
+        # The list of running cells gives way on a narrow terminal.
+        running = TextColumn("{task.fields[running]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        self.bar = Bar(
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            running,
+            console=console,
+            expand=True,
+            disable=not console.is_terminal,
+        )
+        self.meter = self.bar.add_task("", total=self.total, running="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        names = [metric_name(self.headlines[task]) for task in self.tasks]
+        self._print(self._columns("model", "method", "sparsity", names), style="bold")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def show(self, event: Event) -> None:
+        """Shows one event."""
+        cell = event.cell
+        if event.kind == "started":
+            self.running[cell.key] = (cell, time.monotonic())
+        elif event.kind == "warned":
+            self._print(f"warning: {cell}: {event.message}", style="yellow")
+        elif event.kind == "retried":
+            self.running.pop(cell.key, None)
+            self._print(f"{cell}: {event.message}; it will run once more", style="yellow")
+        else:
+            self.running.pop(cell.key, None)
+            del self.left[cell.key]
+            if event.kind == "failed":
+                where = run_directory(self.results, cell.key) / ERROR
+                self._print(f"failed: {cell}: {event.message} ({where})", style="red")
+            else:
+                self.durations.setdefault((cell.config.model, cell.config.task.name), []).append(event.seconds)
+            self._show_finished(event)
+        now = ", ".join(str(cell) for cell, _ in self.running.values())
+        done = self.total - len(self.left)
+        self.bar.update(self.meter, completed=done, description=self._times(), running=now)
+
+    def _show_finished(self, event: Event) -> None:
+        if not self.console.is_terminal and event.kind == "finished":
+            count = f"[{self.total - len(self.left)}/{self.total}]"
+            self._print(f"{count} {event.cell}, {clock(event.seconds)}; {self._times()}")
+        if all(cell.row != event.cell.row for cell in self.left.values()):
+            self._show_row(event.cell)
+
+    def _show_row(self, last: Cell) -> None:
+        model, method, sparsity = last.row
+        values: dict[str, list[float]] = {task: [] for task in self.tasks}
+        for cell in self.table.cells:
+            if cell.row == last.row:
+                record = read_record(run_directory(self.results, cell.key))
+                if record is not None:
+                    task = cell.config.task.name
+                    values[task].append(record.metrics[self.headlines[task]])
+        texts = [f"{sum(seeds) / len(seeds):.1f}" if seeds else MISSING for seeds in values.values()]
+        self._print(self._columns(model, method, "" if method == DENSE else percent(sparsity), texts), style="bold")
+
+    def _columns(self, model: str, method: str, sparsity: str, cells: list[str]) -> str:
+        models = max(len(cell.config.model) for cell in self.table.cells)
+        methods = max(len(cell.config.pruning.method) for cell in self.table.cells)
+        place = f"{model:<{max(5, models)}}  {method:<{max(6, methods)}}  {sparsity:>8}  "
+        return place + "".join(f"{cell:>9}" for cell in cells)
+
+    def _times(self) -> str:
+        remaining = self._remaining()
+        elapsed = clock(time.monotonic() - self.began)
+        return f"elapsed {elapsed}, remaining {'?' if remaining is None else clock(remaining)}"
+
+    def _remaining(self) -> float | None:
+        # A cell takes as long as the finished ones of its model and task, or as all of them; workers share the rest.
+        every = [seconds for durations in self.durations.values() for seconds in durations]
+        if not every:
+            return None
+        now, left = time.monotonic(), 0.0
+        for key, cell in self.left.items():
+            similar = self.durations.get((cell.config.model, cell.config.task.name), every)
+            _, start = self.running.get(key, (cell, now))
+            left += max(sum(similar) / len(similar) - (now - start), 0.0)
+        return left / self.jobs
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

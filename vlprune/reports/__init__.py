@@ -1,0 +1,1 @@
+"""What the records say: a DataFrame, tables, figures and paired comparisons."""

@@ -1,0 +1,108 @@
+"""All records in one long DataFrame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from vlprune.config import DENSE, digest
+from vlprune.record import Record, load_records
+
+COLUMNS = (
+    "model",
+    "method",
+    "sparsity",
+    "seed",
+    "task",
+    "metric",
+    "value",
+    "dense",
+    "retention",
+    "measured_sparsity",
+    "seconds",
+    "peak_memory",
+    "data",
+    "settings",
+    "key",
+)
+FLOOR_COLUMNS = ("model", "seed", "task", "floor", "metric", "value")
+RUN = ["model", "method", "sparsity", "seed", "task", "metric"]
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """One row per finished run and metric of a results directory.
+
+    Columns: model, method ("dense" for the whole model), sparsity (asked, in [0, 1)), seed, task, metric, value, dense
+    (the value of the dense model under the same settings, NaN where there is none), retention (value / dense),
+    measured_sparsity, seconds (all stages), peak_memory (bytes), data, settings (digest of weights, fine-tuning and
+    task settings: only rows with equal settings are comparable), key (directory of the run).
+
+    Raises:
+        FileNotFoundError: the directory does not exist.
+    """
+    return frame(load_records(Path(path)))
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The records as `load_results` returns them, in the given order."""
+    values = [
+        {
+            "model": record.config.model,
+            "method": record.config.pruning.method,
+            "sparsity": record.config.pruning.sparsity,
+            "seed": record.config.seed,
+            "task": record.config.task.name,
+            "metric": metric,
+            "value": value,
+            "measured_sparsity": record.sparsity,
+            "seconds": sum(record.seconds.values()),
+            "peak_memory": record.peak_memory,
+            "data": record.config.task.data,
+            "settings": digest(record.model_digest, record.config.finetuning, record.config.task, record.task_version),
+            "key": record.key,
+        }
+        for record in records
+        for metric, value in record.metrics.items()
+    ]
+    long = pd.DataFrame(values, columns=[c for c in COLUMNS if c not in ("dense", "retention")])
+    same = ["model", "seed", "task", "metric", "settings"]
+    dense = long.loc[long.method == DENSE, [*same, "value"]].rename(columns={"value": "dense"})
+    long = long.merge(dense.drop_duplicates(same), on=same, how="left")
+    long["retention"] = (long.value / long.dense).where(long.dense != 0)
+    return long.reindex(columns=list(COLUMNS))
+
+
+def floor_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per run, floor and metric: model, seed, task, floor, metric, value."""
+    values = [
+        (record.config.model, record.config.seed, record.config.task.name, floor, metric, value)
+        for record in records
+        for floor, metrics in record.floors.items()
+        for metric, value in metrics.items()
+    ]
+    return pd.DataFrame(values, columns=list(FLOOR_COLUMNS))
+
+
+def rows(long: pd.DataFrame, **equal: object) -> pd.DataFrame:
+    """The rows whose columns have the given values."""
+    keep = pd.Series(True, index=long.index)
+    for column, value in equal.items():
+        keep &= long[column] == value
+    return long.loc[keep]
+
+
+def check_comparable(long: pd.DataFrame) -> None:
+    """Refuses a frame with two runs in one place of a table.
+
+    Raises:
+        ValueError: two rows of equal model, method, sparsity, seed, task and metric.
+    """
+    twice = long[long.duplicated(RUN, keep=False)]
+    if len(twice):
+        first = twice.iloc[0]
+        raise ValueError(
+            f"several runs of {first.model} {first.method} at sparsity {first.sparsity:g} on {first.task}, "
+            f"seed {first.seed}, with settings {', '.join(sorted(set(twice.settings)))}: keep the rows of one"
+        )

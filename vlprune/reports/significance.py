@@ -1,0 +1,69 @@
+"""Paired comparisons of methods over seeds."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from vlprune.config import DENSE, unknown
+from vlprune.reports.frame import check_comparable, rows
+
+COLUMNS = ("model", "task", "metric", "sparsity", "method", "pairs", "difference", "low", "high", "p")
+MOST_PAIRS = 16
+
+
+def compare(df: pd.DataFrame, baseline: str = "omp") -> pd.DataFrame:
+    """Differences of every method to a baseline, paired by seed, per model, task, metric and sparsity.
+
+    Both runs of a pair share their seed, so the interval speaks of calibration and fine-tuning noise on one test set,
+    not of other test sets. With one seed there is a difference, but neither an interval nor a p-value.
+
+    Args:
+        df: of `load_results`, with one run per place and seed.
+        baseline: the method to compare with; the dense model is never compared.
+
+    Returns:
+        model, task, metric, sparsity, method, pairs (seeds that both have), difference (mean of method - baseline), low
+        and high (95 % interval of Student's t), p (exact two-sided sign-flip test, at best 2 / 2**pairs); the last
+        three are NaN below 2 pairs.
+
+    Raises:
+        ValueError: the baseline is not among the methods, two runs in one place, or more than 16 seeds.
+    """
+    check_comparable(df)
+    pruned = df.loc[df.method != DENSE]
+    if baseline not in set(pruned.method):
+        raise ValueError(unknown("baseline", baseline, pruned.method.unique()))
+    place = ["model", "task", "metric", "sparsity"]
+    reference = rows(pruned, method=baseline).set_index([*place, "seed"]).value
+    others = pruned.loc[pruned.method != baseline].join(reference.rename("reference"), on=[*place, "seed"], how="inner")
+    compared = []
+    for key, pairs in others.groupby([*place, "method"], sort=False):
+        assert isinstance(key, tuple)
+        difference = (pairs.value - pairs.reference).to_numpy()
+        compared.append((*key, len(difference), difference.mean(), *_interval(difference), sign_flip(difference)))
+    return pd.DataFrame(compared, columns=list(COLUMNS))
+
+
+def _interval(difference: np.ndarray) -> tuple[float, float]:
+    n = len(difference)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n)
+    return difference.mean() - half, difference.mean() + half
+
+
+def sign_flip(difference: np.ndarray) -> float:
+    """The exact two-sided p-value of a mean difference of zero, over all 2**n flips of the signs; NaN below 2 pairs."""
+    n = len(difference)
+    if n < 2:
+        return float("nan")
+    if n > MOST_PAIRS:
+        raise ValueError(f"the exact test goes up to {MOST_PAIRS} pairs, got {n}")
+    flips = np.array(list(product((-1.0, 1.0), repeat=n)))
+    sums = np.abs(flips @ difference)
+    # A sum counts as reached despite rounding.
+    return float(np.mean(sums >= abs(difference.sum()) * (1 - 1e-12)))

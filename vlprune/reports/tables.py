@@ -1,0 +1,187 @@
+"""Tables as papers print them: methods in rows, metrics in columns, grouped by sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from statistics import fmean, stdev
+
+import pandas as pd
+
+from vlprune.config import DENSE
+from vlprune.reports.frame import check_comparable, rows
+from vlprune.reports.grid import MISSING, Grid, Line
+
+# How a metric is called in print, and its unit.
+METRICS = {
+    "tr_r1": ("TR@1", "%"),
+    "tr_r5": ("TR@5", "%"),
+    "tr_r10": ("TR@10", "%"),
+    "tr_mean": ("TR mean", "%"),
+    "ir_r1": ("IR@1", "%"),
+    "ir_r5": ("IR@5", "%"),
+    "ir_r10": ("IR@10", "%"),
+    "ir_mean": ("IR mean", "%"),
+    "r_mean": ("R mean", "%"),
+    "bleu1": ("BLEU-1", "×100"),
+    "bleu2": ("BLEU-2", "×100"),
+    "bleu3": ("BLEU-3", "×100"),
+    "bleu4": ("BLEU-4", "×100"),
+    "rougel": ("ROUGE-L", "×100"),
+    "cider": ("CIDEr", "×100"),
+    "meteor": ("METEOR", "×100"),
+    "spice": ("SPICE", "×100"),
+    "accuracy": ("VQA", "%"),
+}
+
+
+def metric_name(metric: str) -> str:
+    """How a metric is called in print."""
+    return METRICS.get(metric, (metric, ""))[0]
+
+
+def metric_axis(metric: str) -> str:
+    """How a metric is called on an axis, with its unit."""
+    name, unit = METRICS.get(metric, (metric, ""))
+    return f"{name} ({unit})" if unit else name
+
+
+def percent(sparsity: float) -> str:
+    """A fraction as a percentage."""
+    return f"{100 * sparsity:g} %"
+
+
+def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, str]) -> list[Grid]:
+    """One grid per model: the headline metric of every task by sparsity; dense row, a row per method, a row per floor.
+
+    Means over seeds, ± the standard deviation where there are several; the best method of a column is marked, the dense
+    model and the floors do not compete.
+
+    Args:
+        long: of `frame`.
+        floors: of `floor_frame`.
+        headlines: {task: metric}.
+
+    Raises:
+        ValueError: two runs in one place.
+    """
+    check_comparable(long)
+    values, lowest = _values(long), _floor_values(floors)
+    grids = []
+    for model in long.model.unique():
+        own = rows(long, model=model)
+        tasks = [(task, headlines[task]) for task in own.task.unique()]
+        pruned = own.loc[own.method != DENSE]
+        sparsities = sorted(pruned.sparsity.unique()) or [0.0]
+        columns = [(sparsity, task, metric) for sparsity in sparsities for task, metric in tasks]
+        methods = list(pruned.method.unique())
+        blocks = (
+            (_line(DENSE, [values.get((model, DENSE, 0.0, task, metric), []) for _, task, metric in columns]),),
+            _competing(
+                methods, [[values.get((model, method, *column), []) for column in columns] for method in methods]
+            ),
+            _floor_lines(lowest, model, [(task, metric) for _, task, metric in columns]),
+        )
+        names = tuple(metric_name(metric) for _, metric in tasks)
+        groups = tuple((percent(sparsity) if methods else "", names) for sparsity in sparsities)
+        grids.append(Grid(f"{model}{_seeds(own)}", groups, tuple(block for block in blocks if block)))
+    return grids
+
+
+def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
+    """One grid per model and task with all metrics; a block of rows per sparsity. Marks and means as in `summary`."""
+    check_comparable(long)
+    values, lowest = _values(long), _floor_values(floors)
+    grids = []
+    for model, task in long[["model", "task"]].drop_duplicates().itertuples(index=False):
+        own = rows(long, model=model, task=task)
+        metrics = list(own.metric.unique())
+        dense = _line(DENSE, [values.get((model, DENSE, 0.0, task, metric), []) for metric in metrics])
+        blocks: list[tuple[Line, ...]] = [(dense,)]
+        pruned = own.loc[own.method != DENSE]
+        for sparsity in sorted(pruned.sparsity.unique()):
+            methods = list(rows(pruned, sparsity=sparsity).method.unique())
+            labels = [f"{method} {percent(sparsity)}" for method in methods]
+            lines = [[values.get((model, m, sparsity, task, metric), []) for metric in metrics] for m in methods]
+            blocks.append(_competing(labels, lines))
+        blocks.append(_floor_lines(lowest, model, [(task, metric) for metric in metrics]))
+        names = tuple(metric_name(metric) for metric in metrics)
+        grids.append(Grid(f"{model}, {task}{_seeds(own)}", (("", names),), tuple(block for block in blocks if block)))
+    return grids
+
+
+def averages(long: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, method, sparsity, task and metric: mean, std (NaN for one seed), seeds, dense, retention."""
+    check_comparable(long)
+    place = ["model", "method", "sparsity", "task", "metric"]
+    return (
+        long.groupby(place, sort=False)
+        .agg(
+            mean=("value", "mean"),
+            std=("value", "std"),
+            seeds=("seed", "nunique"),
+            dense=("dense", "mean"),
+            retention=("retention", "mean"),
+        )
+        .reset_index()
+    )
+
+
+def _values(long: pd.DataFrame) -> dict[tuple, list[float]]:
+    # {(model, method, sparsity, task, metric): one value a seed}
+    found: dict[tuple, list[float]] = {}
+    columns = [long[column] for column in ("model", "method", "sparsity", "task", "metric", "value")]
+    for *place, value in zip(*columns, strict=True):
+        found.setdefault(tuple(place), []).append(value)
+    return found
+
+
+def _floor_values(floors: pd.DataFrame) -> dict[tuple, dict[int, float]]:
+    # {(model, floor, task, metric): {seed: value}}; every run of a seed has the same floor.
+    found: dict[tuple, dict[int, float]] = {}
+    columns = [floors[column] for column in ("model", "floor", "task", "metric", "seed", "value")]
+    for *place, seed, value in zip(*columns, strict=True):
+        found.setdefault(tuple(place), {})[seed] = value
+    return found
+
+
+def _floor_lines(
+    lowest: Mapping[tuple, Mapping[int, float]], model: str, columns: list[tuple[str, str]]
+) -> tuple[Line, ...]:
+    names = dict.fromkeys(floor for own, floor, task, metric in lowest if own == model and (task, metric) in columns)
+    return tuple(
+        _line(floor, [_mean(lowest.get((model, floor, *column), {}).values()) for column in columns]) for floor in names
+    )
+
+
+def _mean(values: Collection[float]) -> list[float]:
+    return [fmean(values)] if values else []
+
+
+def _text(values: list[float]) -> str:
+    if not values:
+        return MISSING
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}"
+
+
+def _line(label: str, row: list[list[float]]) -> Line:
+    return Line(label, tuple(_text(values) for values in row), (False,) * len(row))
+
+
+def _competing(labels: list[str], lines: list[list[list[float]]]) -> tuple[Line, ...]:
+    # Means that print alike are equally good.
+    means = [[round(fmean(values), 1) if values else None for values in row] for row in lines]
+    best = [max((v for v in column if v is not None), default=None) for column in zip(*means, strict=True)]
+    return tuple(
+        Line(
+            label,
+            tuple(_text(values) for values in row),
+            tuple(v is not None and v == top and len(lines) > 1 for v, top in zip(line, best, strict=True)),
+        )
+        for label, row, line in zip(labels, lines, means, strict=True)
+    )
+
+
+def _seeds(long: pd.DataFrame) -> str:
+    n = long.seed.nunique()
+    return f", mean ± standard deviation of {n} seeds" if n > 1 else ""
