@@ -104,4 +104,5 @@ def catalogue() -> Catalogue:
         headlines={"retrieval": "tr_r1", "captioning": "cider", "vqa": "accuracy"},
         data=("scenes",),
         model_digest=lambda name: f"digest of {name}",
+        data_digest=lambda name: f"digest of {name}",
     )

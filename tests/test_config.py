@@ -5,6 +5,7 @@ import pytest
 from vlprune.config import (
     CalibrationConfig,
     ConfigError,
+    Contents,
     FinetuningConfig,
     PruningConfig,
     RunConfig,
@@ -17,6 +18,7 @@ from vlprune.config import (
     unknown,
 )
 
+M, N = Contents("m", "c", "t"), Contents("n", "c", "t")
 OMP = RunConfig(pruning=PruningConfig("omp", 0.75))
 
 
@@ -80,15 +82,22 @@ def test_keys_change_with_what_their_stage_reads_and_nothing_else():
     longer = replace(OMP, finetuning=FinetuningConfig(steps=99))
     sparser = replace(OMP, pruning=PruningConfig("omp", 0.9))
     measured = replace(OMP, calibration=CalibrationConfig(n_batches=9))
-    assert statistics_key(OMP, "m", "k") == statistics_key(longer, "m", "k") == statistics_key(sparser, "m", "k")
-    others = [statistics_key(measured, "m", "k"), statistics_key(OMP, "n", "k"), statistics_key(OMP, "m", "l")]
-    assert len({statistics_key(OMP, "m", "k"), *others}) == 4
-    assert masks_key(OMP, "m") == masks_key(longer, "m")
-    assert len({masks_key(config, "m") for config in (OMP, sparser, measured, replace(OMP, seed=1))}) == 4
-    runs = [run_key(config, "m", 1) for config in (OMP, longer, sparser, measured)]
-    assert len({*runs, run_key(OMP, "m", 2), run_key(OMP, "n", 1)}) == 6
+    assert statistics_key(OMP, M, "k") == statistics_key(longer, M, "k") == statistics_key(sparser, M, "k")
+    others = [statistics_key(measured, M, "k"), statistics_key(OMP, N, "k"), statistics_key(OMP, M, "l")]
+    assert len({statistics_key(OMP, M, "k"), *others}) == 4
+    assert masks_key(OMP, M) == masks_key(longer, M)
+    assert len({masks_key(config, M) for config in (OMP, sparser, measured, replace(OMP, seed=1))}) == 4
+    runs = [run_key(config, M, 1) for config in (OMP, longer, sparser, measured)]
+    assert len({*runs, run_key(OMP, M, 2), run_key(OMP, N, 1)}) == 6
 
 
 def test_the_dense_run_does_not_depend_on_calibration():
     measured = RunConfig(calibration=CalibrationConfig(n_batches=9))
-    assert run_key(RunConfig(), "m", 1) == run_key(measured, "m", 1)
+    assert run_key(RunConfig(), M, 1) == run_key(measured, M, 1)
+
+
+def test_other_photos_under_the_same_name_make_other_keys():
+    other = Contents("m", "c", "other photos")
+    assert run_key(OMP, M, 1) != run_key(OMP, other, 1)
+    assert masks_key(OMP, M) == masks_key(OMP, other)
+    assert masks_key(OMP, M) != masks_key(OMP, Contents("m", "other photos", "t"))

@@ -67,9 +67,12 @@ def test_only_the_dense_model(tmp_path):
     assert [cell.config.seed for cell in load(tmp_path, text).cells] == [0, 1]
 
 
-def test_data_is_a_directory_for_calibration_and_task(tmp_path):
+def test_data_is_a_directory_for_the_task_and_for_calibration_if_none_is_named(tmp_path):
     cell = load(tmp_path, "[[grid]]\n" + GRID, data=str(tmp_path)).cells[-1]
     assert cell.config.calibration.data == cell.config.task.data == str(tmp_path)
+    text = "[base.calibration]\ndata = 'scenes'\n[[grid]]\n" + GRID
+    cell = load(tmp_path, text, data=str(tmp_path)).cells[-1]
+    assert (cell.config.calibration.data, cell.config.task.data) == ("scenes", str(tmp_path))
     with pytest.raises(ConfigError, match=r"unknown data set '/no'.*There are: scenes, or a directory"):
         load(tmp_path, "[[grid]]\n" + GRID, data="/no")
 

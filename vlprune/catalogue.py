@@ -13,6 +13,7 @@ QUICKSTART = Path("experiments") / "quickstart.toml"
 def catalogue() -> Catalogue:
     """The names that a table may use; importing them takes seconds."""
     from eval import TASKS
+    from vlprune.data import DATASETS, data_digest
     from vlprune.models import MODELS, model_digest
     from vlprune.pruners import PRUNERS
 
@@ -22,8 +23,9 @@ def catalogue() -> Catalogue:
         methods={name: frozenset() if pruner.iterative else pruner.needs for name, pruner in PRUNERS.items()},
         tasks={name: task.version for name, task in TASKS.items()},
         headlines={name: task.headline for name, task in TASKS.items()},
-        data=("scenes",),
+        data=DATASETS,
         model_digest=model_digest,
+        data_digest=data_digest,
     )
 
 

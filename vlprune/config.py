@@ -208,19 +208,38 @@ def _plain(value: object) -> object:
     raise TypeError(f"a digest is made of plain values and dataclasses, got {type(value).__name__}")
 
 
-def statistics_key(config: RunConfig, model_digest: str, kind: str) -> str:
+@dataclass(frozen=True)
+class Contents:
+    """Digests of what a config only names, so that other weights or photos under an old name make other keys.
+
+    Attributes:
+        model: of the pretrained weights.
+        calibration: of the calibration data.
+        task: of the task's data.
+    """
+
+    model: str
+    calibration: str
+    task: str
+
+
+def statistics_key(config: RunConfig, contents: Contents, kind: str) -> str:
     """The cache key of calibration statistics; kind names what was measured and how."""
-    return digest("statistics", model_digest, config.seed, config.calibration, kind)
+    return digest("statistics", contents.model, config.seed, _measured(config, contents), kind)
 
 
-def masks_key(config: RunConfig, model_digest: str) -> str:
+def masks_key(config: RunConfig, contents: Contents) -> str:
     """The cache key of the masks that a config prunes to."""
-    return digest("masks", model_digest, config.seed, config.calibration, config.pruning)
+    return digest("masks", contents.model, config.seed, _measured(config, contents), config.pruning)
 
 
-def run_key(config: RunConfig, model_digest: str, task_version: int) -> str:
+def run_key(config: RunConfig, contents: Contents, task_version: int) -> str:
     """The key of a whole run: everything that changes its numbers. A dense run reads no calibration."""
-    parts = asdict(config)
-    if config.pruning.method == DENSE:
-        del parts["calibration"]
-    return digest("run", parts, model_digest, task_version)
+    task = {**asdict(config.task), "data": contents.task}
+    calibration = None if config.pruning.method == DENSE else _measured(config, contents)
+    stages = (calibration, config.pruning, config.finetuning, task)
+    return digest("run", config.model, contents.model, config.seed, *stages, task_version)
+
+
+def _measured(config: RunConfig, contents: Contents) -> dict[str, Any]:
+    return {**asdict(config.calibration), "data": contents.calibration}

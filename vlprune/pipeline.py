@@ -20,8 +20,8 @@ from vlprune import memory
 from vlprune.batch import Batch
 from vlprune.cache import cached
 from vlprune.calibrate import Statistics, collect, load_statistics, save_statistics
-from vlprune.config import DENSE, RunConfig, TaskConfig, masks_key, statistics_key
-from vlprune.data import calibration_batches, load_pairs, load_questions
+from vlprune.config import DENSE, Contents, RunConfig, TaskConfig, masks_key, statistics_key
+from vlprune.data import calibration_batches, data_digest, load_pairs, load_questions
 from vlprune.finetune import finetune
 from vlprune.masks import Masks, apply_masks, load_masks, measure, save_masks
 from vlprune.models import ModelAdapter, load_model, model_digest
@@ -149,7 +149,8 @@ def compute_masks(
 
 def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set[str]) -> Masks:
     """The masks of a config, from the cache or made and stored there."""
-    digest, calibration, pruner = model_digest(config.model), config.calibration, get_pruner(config.pruning.method)
+    calibration, pruner = config.calibration, get_pruner(config.pruning.method)
+    contents = Contents(model_digest(config.model), data_digest(calibration.data), data_digest(config.task.data))
 
     def draw(first: int, n_batches: int) -> Iterable[Batch]:
         size, seed = calibration.batch_size, config.seed
@@ -162,7 +163,7 @@ def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set
         if not pruner.needs:
             return {}
         return cached(
-            cache / "statistics" / f"{statistics_key(config, digest, ' '.join(sorted(wanted)))}.safetensors",
+            cache / "statistics" / f"{statistics_key(config, contents, ' '.join(sorted(wanted)))}.safetensors",
             make=lambda: collect(model, draw(0, calibration.n_batches), wanted, config.seed),
             save=save_statistics,
             load=load_statistics,
@@ -183,14 +184,14 @@ def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set
         return compute_masks(model, pruner.name, sparsity, stats=statistics(), seed=seed)
 
     provenance = {
-        "model": f"{config.model} {digest}",
+        "model": f"{config.model} {contents.model}",
         "method": f"{pruner.name} ({pruner.source})",
         "sparsity": str(config.pruning.sparsity),
         "seed": str(config.seed),
         "calibration": repr(calibration),
     }
     return cached(
-        cache / "masks" / f"{masks_key(config, digest)}.safetensors",
+        cache / "masks" / f"{masks_key(config, contents)}.safetensors",
         make=make,
         save=lambda masks, path: save_masks(path, masks, provenance),
         load=lambda path: _on(model.device, load_masks(path)),

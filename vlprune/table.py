@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from vlprune.config import (
     DENSE,
     CalibrationConfig,
     ConfigError,
+    Contents,
     FinetuningConfig,
     PruningConfig,
     RunConfig,
@@ -46,6 +48,7 @@ class Catalogue:
         headlines: {task name: the metric that tables show first}.
         data: names of the embedded data sets; a directory is one as well.
         model_digest: the digest of the weights of a model, by its name.
+        data_digest: the digest of a data set, by its name.
     """
 
     models: Collection[str]
@@ -54,6 +57,7 @@ class Catalogue:
     headlines: Mapping[str, str]
     data: Collection[str]
     model_digest: Callable[[str], str]
+    data_digest: Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
         catalogue: what exists.
         selection: axis values to run instead of those of the file. An entry keeps those that it lists; a value that no
             entry lists joins all of them.
-        data: data set or directory of calibration and task in `[base]`.
+        data: data set or directory of the task, and of the calibration unless `[base]` names another.
 
     Raises:
         ConfigError: an unknown key or name, a value out of range, or two different runs in one place.
@@ -127,8 +131,8 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
     _check_keys(document, ("base", "task", "grid"), path.name)
     base = _settings(document.get("base", {}), f"{path.name}: [base]")
     if data is not None:
-        for part in ("calibration", "task"):
-            base.setdefault(part, {})["data"] = data
+        base.setdefault("task", {})["data"] = data
+        base.setdefault("calibration", {}).setdefault("data", data)
     by_task = {}
     for task, values in _table(document.get("task", {}), f"{path.name}: [task]").items():
         if task not in catalogue.tasks:
@@ -145,16 +149,20 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
     for entry_axes in axes:
         _check_names(entry_axes, catalogue, path.name)
     cells: dict[tuple, Cell] = {}
-    digests: dict[str, str] = {}
+    model_digest = cache(lambda model: _digest(catalogue.model_digest, "model", model, path.name))
+    data_digest = cache(lambda data: _digest(catalogue.data_digest, "data set", data, path.name))
     for entry, entry_axes, where in zip(entries, axes, places, strict=True):
         own = _settings({k: v for k, v in entry.items() if k not in AXES}, where)
         for config in _configs(entry_axes, base, by_task, own, where):
             _check_data(config, catalogue, where)
-            if config.model not in digests:
-                digests[config.model] = _model_digest(config.model, catalogue, where)
+            dense = config.pruning.method == DENSE
+            contents = Contents(
+                model=model_digest(config.model),
+                calibration="" if dense else data_digest(config.calibration.data),
+                task=data_digest(config.task.data),
+            )
             version = catalogue.tasks[config.task.name]
-            key = run_key(config, digests[config.model], version)
-            cell = Cell(config, key, digests[config.model], version)
+            cell = Cell(config, run_key(config, contents, version), contents.model, version)
             other = cells.setdefault(cell.place, cell)
             if other.key != cell.key:
                 raise ConfigError(
@@ -248,11 +256,11 @@ def _check_names(axes: Mapping[str, list], catalogue: Catalogue, where: str) -> 
             raise ConfigError(f"{where}: a seed must be a whole number of at least 0, got {seed!r}")
 
 
-def _model_digest(model: str, catalogue: Catalogue, where: str) -> str:
+def _digest(of: Callable[[str], str], kind: str, name: str, where: str) -> str:
     try:
-        return catalogue.model_digest(model)
+        return of(name)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{where}: model {model!r} cannot be used: {error}") from error
+        raise ConfigError(f"{where}: {kind} {name!r} cannot be used: {error}") from error
 
 
 def _check_data(config: RunConfig, catalogue: Catalogue, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -42,6 +43,18 @@ def data_root(name: str) -> Path:
             f"unknown data set {name!r}: no such directory, and the embedded ones are: {', '.join(DATASETS)}"
         )
     return Path(name)
+
+
+def data_digest(name: str) -> str:
+    """Short hash of a data set: its annotation files, and names and sizes of its images."""
+    if name in DATASETS:
+        return f"{name}-{scenes.VERSION}"
+    root, sha = data_root(name), hashlib.sha256()
+    for path in sorted(root.glob("*.json")):
+        sha.update(path.read_bytes())
+    for path in sorted((root / "images").rglob("*")):
+        sha.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+    return sha.hexdigest()[:16]
 
 
 def _scenes_root() -> Path:

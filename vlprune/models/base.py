@@ -25,6 +25,8 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_WORDS = 40
 
+Config = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class TextStates:
@@ -64,6 +66,13 @@ class ModelAdapter(nn.Module):
         self.valid: dict[str, Tensor | None] = {}
 
     # ---- primitives of a family ----
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls, tokenizer: PreTrainedTokenizerFast, vision: dict, text: dict, **arguments: Any
+    ) -> ModelAdapter:
+        """Fresh weights from the vision and text settings of transformers and the arguments of the adapter."""
 
     vision_proj: nn.Linear
     text_proj: nn.Linear

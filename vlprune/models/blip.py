@@ -13,7 +13,7 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from vlprune.batch import Batch
-from vlprune.models.base import MAX_WORDS, ModelAdapter, TextStates, attention_bias, causal_bias
+from vlprune.models.base import MAX_WORDS, Config, ModelAdapter, TextStates, attention_bias, causal_bias
 from vlprune.models.text import Tokens, pad
 
 TIED = ("embeddings", "crossattention", "intermediate", "output")
@@ -47,6 +47,12 @@ class BLIP(ModelAdapter):
         self.itm_head = nn.Linear(text.hidden_size, 2)
         self.temp = nn.Parameter(torch.tensor(0.07))
         self.tie()
+
+    @classmethod
+    def from_config(cls, tokenizer: PreTrainedTokenizerFast, vision: Config, text: Config, **arguments: Any) -> BLIP:
+        """Fresh weights; transformers' BLIP modules have eager attention only."""
+        eager: Config = {"attn_implementation": "eager"}
+        return cls(BlipVisionConfig(**vision, **eager), BlipTextConfig(**text, **eager), tokenizer, **arguments)
 
     def tie(self) -> None:
         """Makes encoder and decoder share, in place, all modules except self-attention."""

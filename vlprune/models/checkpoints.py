@@ -11,18 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BertConfig,
-    BlipTextConfig,
-    BlipVisionConfig,
-    CLIPVisionConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from vlprune.models.base import ModelAdapter
 from vlprune.models.blip import BLIP
 from vlprune.models.xvlm import XVLM
 
+FAMILIES: dict[str, type[ModelAdapter]] = {"blip": BLIP, "xvlm": XVLM}
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -30,24 +25,18 @@ def build(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> ModelAd
     """An adapter with fresh weights.
 
     Args:
-        config: {"family": "blip" or "xvlm", "vision": {...}, "text": {...}} in transformers' words, and the arguments
+        config: {"family": a key of FAMILIES, "vision": {...}, "text": {...}} in transformers' words, and the arguments
             of the family's adapter.
         tokenizer: WordPiece with [CLS], [SEP], [MASK], [DEC] and [ENC].
 
     Raises:
         ValueError: an unknown family.
     """
-    rest = {key: value for key, value in config.items() if key not in ("family", "vision", "text")}
-    # Attention must not depend on what else is installed.
-    text = {**config["text"], "attn_implementation": "sdpa"}
-    vision = {**config["vision"], "attn_implementation": "sdpa"}
-    match config.get("family"):
-        case "blip":
-            text["attn_implementation"] = vision["attn_implementation"] = "eager"
-            return BLIP(BlipVisionConfig(**vision), BlipTextConfig(**text), tokenizer, **rest)
-        case "xvlm":
-            return XVLM(CLIPVisionConfig(**vision), BertConfig(**text), tokenizer, **rest)
-    raise ValueError(f"unknown model family {config.get('family')!r}; there are: blip, xvlm")
+    family = config.get("family")
+    if family not in FAMILIES:
+        raise ValueError(f"unknown model family {family!r}; there are: {', '.join(FAMILIES)}")
+    rest = {key: value for key, value in config.items() if key != "family"}
+    return FAMILIES[family].from_config(tokenizer, **rest)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from transformers import BertConfig, CLIPVisionConfig, CLIPVisionModel, EncoderD
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertOnlyMLMHead
 
 from vlprune.batch import Batch
-from vlprune.models.base import MAX_WORDS, ModelAdapter, TextStates, attention_bias, causal_bias
+from vlprune.models.base import MAX_WORDS, Config, ModelAdapter, TextStates, attention_bias, causal_bias
 from vlprune.models.text import Tokens, pad
 
 MASK_PROBABILITY = 0.25
@@ -71,6 +71,12 @@ class XVLM(ModelAdapter):
         self.bbox_head = _head(text.hidden_size, 4)
         self.temp = nn.Parameter(torch.tensor(0.07))
         self.text_encoder.apply(lambda module: _init(module, text.initializer_range))
+
+    @classmethod
+    def from_config(cls, tokenizer: PreTrainedTokenizerFast, vision: Config, text: Config, **arguments: Any) -> XVLM:
+        """Fresh weights; the kind of attention is set, so that it does not depend on what else is installed."""
+        sdpa: Config = {"attn_implementation": "sdpa"}
+        return cls(CLIPVisionConfig(**vision, **sdpa), BertConfig(**text, **sdpa), tokenizer, **arguments)
 
     # ---- primitives ----
 
