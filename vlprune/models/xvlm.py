@@ -24,7 +24,7 @@ MAX_MASKED = 8
 class TextEncoder(nn.Module):
     """BERT whose upper layers, from `fusion_layer` on, look at the image too."""
 
-    def __init__(self, config: BertConfig, fusion_layer: int) -> None:
+    def __init__(self, config: BertConfig, fusion_layer: int, image_width: int) -> None:
         super().__init__()
         self.embeddings = BertEmbeddings(config)
         # transformers gives cross-attention to decoders only; the masks handed to the layers decide what is causal.
@@ -32,6 +32,13 @@ class TextEncoder(nn.Module):
         fusion.is_decoder = fusion.add_cross_attention = True
         configs = [fusion if i >= fusion_layer else config for i in range(config.num_hidden_layers)]
         self.layer = nn.ModuleList([BertLayer(c, layer_idx=i) for i, c in enumerate(configs)])
+        if image_width != config.hidden_size:
+            # BERT's keys and values expect what they read to be as wide as the text.
+            for name in ("key", "value"):
+                for layer in self.layer[fusion_layer:]:
+                    setattr(
+                        layer.get_submodule("crossattention.self"), name, nn.Linear(image_width, config.hidden_size)
+                    )
         self.cls = BertOnlyMLMHead(config)
         self.cls.predictions.decoder.weight = self.embeddings.word_embeddings.weight
         self.cls.predictions.bias = self.cls.predictions.decoder.bias
@@ -64,7 +71,7 @@ class XVLM(ModelAdapter):
         self.fusion_layer = fusion_layer
         self.local_attn_depth = local_attn_depth
         self.vision_model = CLIPVisionModel(vision)
-        self.text_encoder = TextEncoder(text, fusion_layer)
+        self.text_encoder = TextEncoder(text, fusion_layer, vision.hidden_size)
         self.vision_proj = nn.Linear(vision.hidden_size, embed_dim)
         self.text_proj = nn.Linear(text.hidden_size, embed_dim)
         self.itm_head = _head(text.hidden_size, 2)

@@ -1,0 +1,189 @@
+"""The adapters give what the reference code computes with the same weights (vectors in ../shared/golden)."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from vlprune.calibrate import _InputSquares
+from vlprune.models.base import TextStates
+from vlprune.models.checkpoints import build
+from vlprune.models.text import Tokens
+
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "image_size": 32,
+}
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64}
+DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[SEP]": 2, "[CLS]": 3, "[MASK]": 4}
+CONFIGS = {
+    "blip": {
+        "family": "blip",
+        "vision": {**VISION, "patch_size": 8, "layer_norm_eps": 1e-6},
+        "text": {
+            **TEXT,
+            **DROPOUT,
+            "num_hidden_layers": 2,
+            "vocab_size": 62,
+            "encoder_hidden_size": 24,
+            "label_smoothing": 0.1,
+            "pad_token_id": 0,
+            "bos_token_id": 60,
+            "sep_token_id": 2,
+            "eos_token_id": 2,
+        },
+        "embed_dim": 16,
+    },
+    "xvlm": {
+        "family": "xvlm",
+        "vision": {**VISION, "patch_size": 8},
+        "text": {**TEXT, **DROPOUT, "num_hidden_layers": 8, "vocab_size": 60},
+        "fusion_layer": 6,
+        "embed_dim": 16,
+    },
+}
+# Official names to ours, by the rules that map them; what matches no rule has no counterpart.
+RENAMES = {
+    "blip": (
+        (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+        (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
+        (r"^visual_encoder\.patch_embed\.proj", "vision_model.embeddings.patch_embedding"),
+        (r"^visual_encoder\.blocks\.(\d+)\.norm(\d)", r"vision_model.encoder.layers.\1.layer_norm\2"),
+        (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv", r"vision_model.encoder.layers.\1.self_attn.qkv"),
+        (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj", r"vision_model.encoder.layers.\1.self_attn.projection"),
+        (r"^visual_encoder\.blocks\.", "vision_model.encoder.layers."),
+        (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    ),
+    "xvlm": (
+        (r"^vision_encoder\.class_embedding$", "vision_model.embeddings.class_embedding"),
+        (r"^vision_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
+        (r"^vision_encoder\.patch_embed", "vision_model.embeddings.patch_embedding"),
+        (r"^vision_encoder\.", "vision_model."),
+        (r"^text_encoder\.bert\.encoder\.layer", "text_encoder.layer"),
+        (r"^text_encoder\.bert\.", "text_encoder."),
+    ),
+}
+
+
+def ours(family: str, name: str) -> str:
+    for pattern, replacement in RENAMES[family]:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+@pytest.fixture(params=["blip", "xvlm"])
+def golden(request, shared):
+    """(model with the reference's weights, its batches, its outputs)."""
+    family = request.param
+    size = CONFIGS[family]["text"]["vocab_size"]
+    named = {**SPECIAL, **({"[DEC]": 60, "[ENC]": 61} if family == "blip" else {})}
+    vocabulary = {next((t for t, j in named.items() if j == i), f"w{i}"): i for i in range(size)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        unk_token="[UNK]",
+    )
+    model = build(CONFIGS[family], tokenizer).eval()
+    stored = load_file(shared / "golden" / f"{family}_tiny_model_and_batches.safetensors")
+    state = {ours(family, k.removeprefix("state.")): v for k, v in stored.items() if k.startswith("state.")}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name.replace("predictions.bias", "predictions.decoder.bias")])
+    batches = {k.removeprefix("batch."): v for k, v in stored.items() if k.startswith("batch.")}
+    return model, batches, load_file(shared / "golden" / f"forward_{family}.safetensors")
+
+
+def tokens_of(batches, key):
+    return Tokens(batches[f"{key}.1"], batches[f"{key}.2"].bool())
+
+
+def close(a, b, atol):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_outputs_of_pairs(golden, number):
+    model, batches, outputs = golden
+    key = f"general.{number}"
+    tokens = tokens_of(batches, key)
+    with torch.no_grad():
+        images, hidden = model.encode_images(batches[f"{key}.0"]), model.encode_tokens(tokens)
+        fused = model.fuse(TextStates(tokens, hidden), images)
+        valid = tokens.valid
+        close(images, outputs[f"{key}.image_tokens"], 1e-5)
+        close(hidden[valid], outputs[f"{key}.text_tokens"][valid], 1e-5)
+        close(model.image_features(images), outputs[f"{key}.image_feat"], 2e-6)
+        close(model.text_features(hidden), outputs[f"{key}.text_feat"], 2e-6)
+        close(fused[valid], outputs[f"{key}.fusion_tokens_aligned"][valid], 1e-5)
+        logits = model.itm_head(fused[:, 0])
+        aligned = outputs[f"{key}.itm_logits"].diagonal(dim1=0, dim2=1).t()
+        close(logits, aligned, 1e-5 if model.family == "blip" else 1e-6)
+
+
+def test_losses_with_the_references_negatives(golden, shared):
+    model, batches, _ = golden
+    losses = json.loads((shared / "golden" / f"forward_{model.family}.json").read_text())["losses"]["general.0"]
+    tokens = tokens_of(batches, "general.0")
+    n = torch.arange(4)
+    with torch.no_grad():
+        images, hidden = model.encode_images(batches["general.0.0"]), model.encode_tokens(tokens)
+        states = TextStates(tokens, hidden)
+        itc = model.itc_loss(model.image_features(images), model.text_features(hidden), torch.eye(4, dtype=torch.bool))
+        itm = model.itm_loss(states, images, model.fuse(states, images), ((n + 1) % 4, (n + 2) % 4))
+    assert itc.item() == pytest.approx(losses["itc" if model.family == "xvlm" else "itc_inbatch"], abs=1e-5)
+    assert itm.item() == pytest.approx(losses["itm_fixed_negatives"], abs=1e-5)
+
+
+def test_language_model_of_blip(golden):
+    model, batches, outputs = golden
+    if model.family == "xvlm":
+        pytest.skip("X-VLM has no language model loss in pretraining")
+    tokens = tokens_of(batches, "general.0")
+    ids = tokens.ids.clone()
+    ids[:, 0] = model.start_id
+    tokens = Tokens(ids, tokens.valid)
+    with torch.no_grad():
+        logits = model.decode("caption", tokens, model.encode_images(batches["general.0.0"]), None)
+        losses = model.sequence_losses(logits, tokens, given=1)
+    close(losses, outputs["general.0.lm_loss_per_sequence_sum"], 3e-5)
+
+
+def test_calibration_inputs_of_blip(golden, shared):
+    """Input squares over the three general and three region batches, as MULTIFLOW sums them."""
+    model, batches, _ = golden
+    if model.family == "xvlm":
+        pytest.skip("the reference's vectors of MULTIFLOW are of BLIP")
+    expected = load_file(shared / "golden" / "multiflow_blip.safetensors")
+    squares = _InputSquares(model)
+    with squares.recorded(), torch.no_grad():
+        for number in range(3):
+            for kind in ("general", "region"):
+                key = f"{kind}.{number}"
+                tokens = tokens_of(batches, key)
+                with model.recording(image=None):
+                    images = model.encode_images(batches[f"{key}.0"])
+                model._recorded_fusion(TextStates(tokens, torch.empty(0)), images)
+                ids = tokens.ids.clone()
+                ids[:, 0] = model.start_id
+                with model.recording(decoder=tokens.valid):
+                    model.decode("caption", Tokens(ids, tokens.valid), images, None)
+    compared = 0
+    for name, vector in expected.items():
+        if name.startswith("sqnorm."):
+            layer = model.layer_of(ours("blip", name.removeprefix("sqnorm.")))
+            torch.testing.assert_close(squares.mean(layer), vector, atol=1e-5, rtol=2e-5)
+            compared += 1
+    assert compared == len(model.graph)
