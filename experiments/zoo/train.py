@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -261,21 +262,28 @@ def itc_recall(model: ModelAdapter, pool: Pool) -> float:
     return round(100 * float((best == torch.arange(len(best))).float().mean()), 1)
 
 
-def main(model_name: str, english: Path, recipe: Recipe = Recipe(), out: Path = ZOO) -> None:
+def main(
+    model_name: Annotated[str, tyro.conf.Positional],
+    english: Path | None = None,
+    recipe: Recipe = Recipe(),
+    out: Path = ZOO,
+) -> None:
     """Trains one embedded model and saves it.
 
     Args:
         model_name: tiny-blip or tiny-xvlm.
-        english: JSON list of {captions: [{caption}]}, everyday English for the tokenizer.
+        english: everyday English to train a new tokenizer on (a JSON list of {captions: [{caption}]}); without it the
+            tokenizer that is there is used.
         recipe: what was chosen by trying.
-        out: where the model's directory goes.
+        out: where the model's directory is.
     """
     start = time.perf_counter()
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     directory = out / model_name
-    train_tokenizer(directory / "tokenizer.json", english, recipe.vocabulary)
+    if english is not None:
+        train_tokenizer(directory / "tokenizer.json", english, recipe.vocabulary)
     tokenizer = load_tokenizer(directory / "tokenizer.json")
     config = CONFIGS[model_name]
     config = {**config, "text": {**config["text"], "vocab_size": len(tokenizer)}}
@@ -284,7 +292,7 @@ def main(model_name: str, english: Path, recipe: Recipe = Recipe(), out: Path = 
     pool = Pool.of([s for i in range(recipe.pool) if (s := scenes.train_scene(i))])
     val = Pool.of(scenes.split_scenes("val"))
     heads = PatchHeads(128)
-    log = (directory / "train.jsonl").open("w")
+    log = Path(__file__).with_name(f"{model_name}.jsonl").open("w")
 
     def report(**values: object) -> None:
         line = json.dumps({"seconds": round(time.perf_counter() - start), **values})
