@@ -51,12 +51,12 @@ def read_references(path: Path, split: str | None) -> list[Example]:
     """Examples without images: image_id and captions, or question_id and answers.
 
     Args:
-        path: a Karpathy file (`images` with `sentences`; image_id is cocoid, else imgid), COCO captions or VQA v2
-            annotations (`annotations`), or examples as JSON lines or one JSON list.
+        path: a Karpathy file (`images` with `sentences`; image_id is cocoid, else imgid, else filename), COCO captions
+            or VQA v2 annotations (`annotations`), or examples as JSON lines or one JSON list.
         split: the split of a Karpathy file; None for the other kinds.
 
     Raises:
-        ValueError: a malformed file, a split that is missing, unknown or not asked for.
+        ValueError: a malformed file, a repeated image_id, a split that is missing, unknown or not asked for.
     """
     text = _read(path)
     try:
@@ -76,12 +76,18 @@ def _karpathy(path: Path, images: list[dict[str, Any]], split: str | None) -> li
     if split not in splits:
         asked = "name a split" if split is None else f"no split {split!r}"
         raise ValueError(f"{path}: {asked}; there are: {', '.join(splits)}")
+    ids: dict[str, int | str] = {}
+    for image in images:
+        image_id = _field(path, image, next((key for key in ("cocoid", "imgid") if key in image), "filename"))
+        if str(image_id) in ids:
+            raise ValueError(f"{path}: image_id {image_id} occurs twice")
+        ids[str(image_id)] = image_id
     return [
         {
-            "image_id": image["cocoid"] if "cocoid" in image else _field(path, image, "imgid"),
+            "image_id": image_id,
             "captions": [_field(path, sentence, "raw") for sentence in _field(path, image, "sentences")],
         }
-        for image in images
+        for image_id, image in zip(ids.values(), images)
         if image["split"] == split
     ]
 

@@ -122,12 +122,15 @@ def predict(
 ) -> list[Prediction]:
     """{"question_id", "answer"} of each example: the best of `answers` among the settings.k_test first candidates.
 
-    An image is encoded once, however many questions it has; IMAGES images are in memory at a time.
+    An image is opened and encoded once, however many questions it has; IMAGES images are in memory at a time.
 
     Raises:
         ValueError: the model's scores are not numbers.
     """
-    keys = [(example["image_id"], example["question"], example["question_id"]) for example in examples]
+    # A data set opens the picture of a row that is read whole.
+    select = getattr(examples, "select_columns", None)
+    texts = select(["image_id", "question", "question_id"]) if select else examples
+    keys = [(example["image_id"], example["question"], example["question_id"]) for example in texts]
     first = {image: i for i, (image, _, _) in reversed(list(enumerate(keys)))}
     of_image: dict[object, list[int]] = {}
     for i, (image, _, _) in enumerate(keys):

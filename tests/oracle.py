@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from PIL import Image
 
-SETTINGS = SimpleNamespace(k_test=8, num_beams=2, max_length=20, min_length=3)
+SETTINGS = SimpleNamespace(k_test=10, num_beams=2, max_length=20, min_length=3)
 ANIMALS = ("cat", "dog", "horse", "zebra", "sheep", "cow", "bear", "goat", "duck", "fox", "mouse", "frog")
 
 

@@ -161,6 +161,11 @@ def test_reference_layouts(tmp_path):
     }
     assert read_references(written(karpathy), "test") == [{"image_id": 9, "captions": ["A cat.", "A pet."]}]
     assert read_references(written(karpathy), "train") == [{"image_id": 1, "captions": ["A dog."]}]
+    karpathy["images"][0] = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "A cat."}]}
+    assert read_references(written(karpathy), "test") == [{"image_id": "a.jpg", "captions": ["A cat."]}]
+    karpathy["images"][0]["cocoid"] = "1"
+    with pytest.raises(ValueError, match="references: image_id 1 occurs twice"):
+        read_references(written(karpathy), "test")
     with pytest.raises(ValueError, match="name a split; there are: test, train"):
         read_references(written(karpathy), None)
     with pytest.raises(ValueError, match="no split 'val'; there are: test, train"):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import SETTINGS, Oracle, make_examples
@@ -82,12 +83,34 @@ def test_predict_encodes_an_image_once_and_keeps_the_order(monkeypatch):
     answers = answer_list(examples)
     predictions = vqa.predict(model, examples + again, SETTINGS, answers)
     assert model.images_embedded == 7
-    assert model.received["k"] == 8
+    assert model.received["k"] == SETTINGS.k_test
     assert [row["question_id"] for row in predictions] == [*range(1000, 1007), *range(1506, 1499, -1)]
     assert vqa.score(predictions, examples + again) == {"accuracy": 100.0}
     monkeypatch.setattr(Oracle, "rank_answers", lambda *_: torch.full((1, 2), torch.nan))
     with pytest.raises(ValueError, match="answers with NaN"):
         vqa.predict(model, examples, SETTINGS, answers)
+
+
+def test_predict_opens_a_picture_of_a_data_set_once():
+    examples = make_examples(3)
+    rows = [
+        {"image": e["image_id"], **{k: e[k] for k in ("image_id", "question")}, "question_id": e["question_id"] + more}
+        for e in examples
+        for more in (0, 500)
+    ]
+    opened = []
+
+    def open_images(batch):
+        if "image" not in batch:
+            return batch
+        opened.extend(batch["image"])
+        return {**batch, "image": [examples[number - 100]["image"] for number in batch["image"]]}
+
+    answers = answer_list(examples)
+    data = Dataset.from_list(rows).with_transform(open_images)
+    predictions = vqa.predict(Oracle(), data, SETTINGS, answers)
+    assert opened == [100, 101, 102]
+    assert predictions == vqa.predict(Oracle(), list(data), SETTINGS, answers)
 
 
 def test_floors_by_hand():

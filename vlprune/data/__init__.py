@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +17,11 @@ from datasets import Dataset
 from filelock import FileLock
 
 from vlprune.batch import Batch
+from vlprune.config import unknown
 from vlprune.data import layouts, scenes
 
 DATASETS = ("scenes",)
+EDGE = 4096  # bytes of an image's start, and of its end, that data_digest reads
 
 
 class _UsesRegions(Protocol):
@@ -39,21 +42,30 @@ def data_root(name: str) -> Path:
     if name in DATASETS:
         return _scenes_root()
     if not Path(name).is_dir():
-        raise ValueError(
-            f"unknown data set {name!r}: no such directory, and the embedded ones are: {', '.join(DATASETS)}"
-        )
+        raise ValueError(f"{unknown('data set', name, DATASETS)}; and there is no such directory")
     return Path(name)
 
 
 def data_digest(name: str) -> str:
-    """Short hash of a data set: its annotation files, and names and sizes of its images."""
+    """Short hash of a data set.
+
+    Of a directory: its annotation files, and of each image the name, the size and the first and last 4 KiB. A change
+    in the middle of a large image that keeps its size goes unseen: reading all of COCO would take minutes every time.
+    The embedded data sets are known by their versions.
+    """
     if name in DATASETS:
         return f"{name}-{scenes.VERSION}"
     root, sha = data_root(name), hashlib.sha256()
     for path in sorted(root.glob("*.json")):
         sha.update(path.read_bytes())
     for path in sorted((root / "images").rglob("*")):
-        sha.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+        if path.is_file():
+            size = path.stat().st_size
+            sha.update(f"{path.relative_to(root)} {size}\n".encode())
+            with path.open("rb") as file:
+                sha.update(file.read(EDGE))
+                file.seek(max(EDGE, size - EDGE))
+                sha.update(file.read(EDGE))
     return sha.hexdigest()[:16]
 
 
@@ -63,6 +75,8 @@ def _scenes_root() -> Path:
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{root}.lock"):
             if not root.is_dir():
+                for left in root.parent.glob(f"{root.name}.part-*"):  # by a process that was killed
+                    shutil.rmtree(left)
                 part = Path(tempfile.mkdtemp(dir=root.parent, prefix=f"{root.name}.part-"))
                 try:
                     scenes.write(part)
@@ -75,12 +89,18 @@ def _scenes_root() -> Path:
 
 def load_pairs(name: str, split: str, limit: int | None = None) -> Dataset:
     """Images with captions: columns image, image_id, captions, regions; the first `limit` of a split."""
-    return _first(layouts.load_pairs(data_root(name), split), limit)
+    return _first(_read(layouts.load_pairs, data_root(name), split, data_digest(name)), limit)
 
 
 def load_questions(name: str, split: str, limit: int | None = None) -> Dataset:
     """Questions about images: columns image, image_id, question, question_id, answers; the first `limit` of a split."""
-    return _first(layouts.load_questions(data_root(name), split), limit)
+    return _first(_read(layouts.load_questions, data_root(name), split, data_digest(name)), limit)
+
+
+@lru_cache(maxsize=8)
+def _read(reader: Callable[[Path, str], Dataset], root: Path, split: str, _digest: str) -> Dataset:
+    """What a reader reads, once per process: a worker runs many cells on the same data."""
+    return reader(root, split)
 
 
 def _first(data: Dataset, limit: int | None) -> Dataset:
