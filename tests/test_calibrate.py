@@ -7,13 +7,14 @@ from vlprune.calibrate import collect, load_statistics, save_statistics
 
 
 def test_statistics_have_the_shapes_of_their_layers(model, batch):
-    stats = collect(model, [batch, batch], {"input_sq", "grad", "grad_rows"})
+    stats = collect(model, [batch, batch], {"input_sq", "grad", "grad_rows", "row_size"})
     assert list(stats) == [layer.name for layer in model.graph]
     for layer in model.graph:
         out, inputs = layer.shape
         assert stats[layer.name]["input_sq"].shape == (inputs,)
         assert stats[layer.name]["grad"].shape == (out, inputs)
         assert stats[layer.name]["grad_rows"].shape == (2, out * inputs)
+        assert stats[layer.name]["row_size"] == (8 if model.uses_regions else 5)  # five pairs, three regions
         mean = stats[layer.name]["grad_rows"].mean(0).view(out, inputs)
         torch.testing.assert_close(stats[layer.name]["grad"], mean)
 
@@ -76,7 +77,9 @@ def _hooks(model):
 
 
 def test_errors_say_what_is_wrong(model, batch):
-    with pytest.raises(ValueError, match=r"unknown statistics: hessian; there are: input_sq, grad, grad_rows"):
+    with pytest.raises(
+        ValueError, match=r"unknown statistics: hessian; there are: input_sq, grad, grad_rows, row_size"
+    ):
         collect(model, [batch], {"hessian"})
     with pytest.raises(ValueError, match="at least one batch"):
         collect(model, [], {"input_sq"})
@@ -98,8 +101,17 @@ def test_a_layer_without_input_is_an_error(model, batch, monkeypatch):
 def test_statistics_round_trip(model, batch, tmp_path):
     stats = collect(model, [batch], {"input_sq", "grad"})
     save_statistics(stats, tmp_path / "s.safetensors")
-    again = load_statistics(tmp_path / "s.safetensors")
+    again = load_statistics(tmp_path / "s.safetensors", torch.device("cpu"))
     assert set(again) == set(stats)
     for name, kinds in stats.items():
         for kind, tensor in kinds.items():
             assert torch.equal(again[name][kind], tensor)
+
+
+def test_regions_that_are_all_alike_are_left_out(batch):
+    """Matching needs a negative for each region."""
+    model = small_model("xvlm")
+    plain = collect(model, [Batch(batch.images, batch.texts)], {"input_sq", "grad"})
+    lonely = collect(model, [Batch(batch.images, batch.texts, batch.regions[:1])], {"input_sq", "grad"})
+    for name, kinds in plain.items():
+        assert all(torch.equal(lonely[name][kind], tensor) for kind, tensor in kinds.items())

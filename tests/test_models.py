@@ -6,7 +6,7 @@ import torch
 from conftest import CAPTIONS, SMALL, noise_image, small_model
 
 from vlprune.models import MODELS, load_model
-from vlprune.models.checkpoints import load_directory, save_directory
+from vlprune.models.checkpoints import build, load_directory, save_directory
 from vlprune.models.text import clean
 from vlprune.models.xvlm import patches_in
 
@@ -192,3 +192,11 @@ def test_patches_in_a_box():
     assert inside[0].nonzero().tolist() == [[0, 0]]
     assert inside[1].nonzero().tolist() == [[0, 1], [0, 2], [0, 3]]
     assert inside[2].all()
+
+
+def test_answering_needs_equal_widths():
+    config = {**SMALL["xvlm"], "vision": {**SMALL["xvlm"]["vision"], "hidden_size": 16, "intermediate_size": 32}}
+    tokenizer = small_model("xvlm").tokenizer
+    model = build({**config, "text": {**config["text"], "vocab_size": len(tokenizer)}}, tokenizer)
+    with pytest.raises(ValueError, match=r"looks at questions \(width 32\).*images \(width 16\)"):
+        model.add_task_head("vqa")

@@ -38,6 +38,7 @@ def random_stats(seed=1):
         rows = torch.randn(N_ROWS, n_out * n_in, generator=generator) * 0.1
         grad = rows.mean(dim=0).view(n_out, n_in)
         stats[name] = {"input_sq": torch.rand(n_in, generator=generator) * 50, "grad": grad, "grad_rows": rows}
+        stats[name]["row_size"] = torch.tensor(8.0)
     return stats
 
 
@@ -48,6 +49,7 @@ def full(value):
             "input_sq": torch.full((n_in,), value),
             "grad": torch.full((n_out, n_in), value),
             "grad_rows": torch.full((N_ROWS, n_out * n_in), value),
+            "row_size": torch.tensor(8.0),
         }
         for name, (n_out, n_in) in SHAPES.items()
     }
@@ -164,7 +166,7 @@ def test_statistics_that_are_missing_misshaped_or_not_finite_are_refused(pruner)
         with pytest.raises(ValueError, match=f"layer 'words': statistic '{need}' must have shape"):
             prune(pruner, random_weights(), stats)
         stats = random_stats()
-        stats["words"][need].view(-1)[7] = float("nan")
+        stats["words"][need].view(-1)[-1] = float("nan")
         with pytest.raises(ValueError, match=r"layer 'words': .* must be finite"):
             prune(pruner, random_weights(), stats)
 
@@ -196,7 +198,9 @@ def test_an_unknown_method_is_refused_with_a_suggestion():
 def test_a_pruner_that_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="method 'x' must have either a score or an update"):
         Pruner(name="x", source="")
-    with pytest.raises(ValueError, match=r"unknown statistics \['hessian'\]; there are: input_sq, grad, grad_rows"):
+    with pytest.raises(
+        ValueError, match=r"unknown statistics \['hessian'\]; there are: input_sq, grad, grad_rows, row_size"
+    ):
         replace(PRUNERS["snip"], needs=frozenset({"hessian"}))
     assert set().union(*(pruner.needs for pruner in PRUNERS.values())) <= set(STATISTICS)
 
@@ -369,8 +373,8 @@ def test_chita_shifts_by_the_first_order_term():
 
 def test_chita_takes_the_first_order_term_from_its_rows():
     weights = {"a": torch.tensor([[2.0, -1.0]])}
-    stats = {"a": {"grad_rows": torch.tensor([[0.4, 0.0], [0.0, 0.4]])}}
-    masks = chita_update(weights, stats, n_pruned=0, alive=None, lam=1.0, row_size=4)
+    stats = {"a": {"grad_rows": torch.tensor([[0.4, 0.0], [0.0, 0.4]]), "row_size": torch.tensor(4.0)}}
+    masks = chita_update(weights, stats, n_pruned=0, alive=None, lam=1.0)
     # Damping 1, alpha (0.1, 0.1): both columns minimize 0.08 (b - w)^2 + (b - w)^2 + 0.1 b.
     torch.testing.assert_close(masks.weights["a"], weights["a"] - 0.1 / 2.16)
 
@@ -421,7 +425,7 @@ def test_chita_refuses_what_it_cannot_solve():
         solve(w, rows, 5, alpha, 0.1, [0, 4])
     with pytest.raises(ValueError, match="damping must be positive, got 0"):
         solve(w, rows, 2, alpha, 0.0, [0, 4])
-    stats = {"a": {"grad_rows": torch.ones(2, 4)}, "b": {"grad_rows": torch.ones(3, 4)}}
+    stats = {name: {"grad_rows": torch.ones(n, 4), "row_size": torch.tensor(1.0)} for name, n in (("a", 2), ("b", 3))}
     with pytest.raises(ValueError, match=r"as many rows in 'grad_rows', got \{'a': 2, 'b': 3\}"):
         prune(PRUNERS["chita"], {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, stats, [0.5])
 

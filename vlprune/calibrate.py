@@ -15,7 +15,9 @@ from vlprune.batch import Batch
 from vlprune.graph import LayerGraph
 
 Statistics = dict[str, dict[str, Tensor]]
-STATISTICS = ("input_sq", "grad", "grad_rows")
+# Raised when the values of a statistic change, so that what was measured before is not read again.
+STATISTICS_VERSION = 1
+STATISTICS = ("input_sq", "grad", "grad_rows", "row_size")
 
 
 class Calibrated(Protocol):
@@ -25,6 +27,8 @@ class Calibrated(Protocol):
     def graph(self) -> LayerGraph: ...  # noqa: D102
     @property
     def valid(self) -> Mapping[str, Tensor | None]: ...  # noqa: D102
+    @property
+    def uses_regions(self) -> bool: ...  # noqa: D102
     @property
     def scored_losses(self) -> Sequence[str]: ...  # noqa: D102
     def weight(self, name: str) -> nn.Parameter: ...  # noqa: D102
@@ -43,6 +47,7 @@ def collect(model: Calibrated, batches: Iterable[Batch], needs: Set[str], seed: 
             input_sq: (in,), sum of the squared valid inputs of each input node over the number of sequences.
             grad: (out, in), mean over the batches of the gradient of the summed pretraining losses.
             grad_rows: (n batches, out · in), the gradient of each batch.
+            row_size: (), mean number of pairs and regions of a batch, the samples behind a row of `grad_rows`.
         seed: of what the losses draw, such as hard negatives and masked words.
 
     Raises:
@@ -58,10 +63,11 @@ def collect(model: Calibrated, batches: Iterable[Batch], needs: Set[str], seed: 
     total = [torch.zeros_like(weight) for weight in weights] if "grad" in needs else []
     rows: list[list[Tensor]] = [[] for _ in layers]
     generator = torch.Generator().manual_seed(seed)
-    n_batches = 0
+    n_batches = n_samples = 0
     with inputs.recorded() if "input_sq" in needs else nullcontext():
         for batch in batches:
             n_batches += 1
+            n_samples += len(batch.images) + (len(batch.regions) if model.uses_regions else 0)
             if not wants_grad:
                 with torch.no_grad():
                     model.calibration_forward(batch)
@@ -88,6 +94,8 @@ def collect(model: Calibrated, batches: Iterable[Batch], needs: Set[str], seed: 
             statistics[layer.name]["grad"] = total[i] / n_batches
         if "grad_rows" in needs:
             statistics[layer.name]["grad_rows"] = torch.stack(rows[i])
+        if "row_size" in needs:
+            statistics[layer.name]["row_size"] = torch.tensor(n_samples / n_batches)
     return statistics
 
 
@@ -140,10 +148,10 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
     save_file({f"{name}:{kind}": t for name, kinds in statistics.items() for kind, t in kinds.items()}, path)
 
 
-def load_statistics(path: Path) -> Statistics:
-    """The statistics of a file."""
+def load_statistics(path: Path, device: torch.device) -> Statistics:
+    """The statistics of a file, on a device."""
     statistics: Statistics = {}
-    for key, tensor in load_file(path).items():
+    for key, tensor in load_file(path, device=str(device)).items():
         name, kind = key.rsplit(":", 1)
         statistics.setdefault(name, {})[kind] = tensor
     return statistics

@@ -171,6 +171,19 @@ class ModelAdapter(nn.Module):
         """The weight of a layer of the graph."""
         return self.get_parameter(f"{name}.weight")
 
+    @staticmethod
+    def check_answer_width(image_width: int, text_width: int) -> None:
+        """Refuses VQA where the decoder, which has learned to look at images, cannot look at questions.
+
+        Raises:
+            ValueError: tokens of different widths.
+        """
+        if image_width != text_width:
+            raise ValueError(
+                f"VQA's decoder looks at questions (width {text_width}) with weights learned on images "
+                f"(width {image_width}): the widths must be equal"
+            )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -148,6 +148,8 @@ class BLIP(ModelAdapter):
 
     def add_task_head(self, task: str) -> None:
         """Unties, in place, what the task fine-tunes apart: encoder and decoder of captioning and VQA."""
+        if task == "vqa":
+            self.check_answer_width(self.vision_proj.in_features, self.text_proj.in_features)
         if task in ("captioning", "vqa"):
             decoder = self.text_decoder.bert
             decoder.embeddings = copy.deepcopy(decoder.embeddings)

@@ -196,6 +196,7 @@ class XVLM(ModelAdapter):
         The copy keeps the masks of the layers it comes from; the reference leaves it dense by default.
         """
         if task == "vqa":
+            self.check_answer_width(self.vision_proj.in_features, self.text_proj.in_features)
             self.answer_decoder = copy.deepcopy(self.text_encoder.layer[self.fusion_layer :])
 
     # ---- pretraining ----
@@ -204,9 +205,9 @@ class XVLM(ModelAdapter):
         """Vision, text and fusion layers on aligned pairs, then on regions with their phrases."""
         images = self._recorded_images(self.pixels(batch.images))
         self._recorded_fusion(self._recorded_text(batch.texts), images, None)
-        if batch.regions:
+        if phrases := _phrases(batch):
             regions, valid = self._recorded_regions(batch)
-            self._recorded_fusion(self._recorded_text([phrase for _, _, phrase in batch.regions]), regions, valid)
+            self._recorded_fusion(self._recorded_text(phrases), regions, valid)
 
     def _recorded_images(self, pixels: Tensor) -> Tensor:
         with self.recording(image=None):
@@ -241,8 +242,7 @@ class XVLM(ModelAdapter):
         """ITC, ITM and MLM of pairs and, averaged with them, of regions; box is L1 + GIoU of the regions' boxes."""
         images = self._recorded_images(self.pixels(batch.images))
         losses = self._pair_losses(batch.texts, images, None, generator)
-        if batch.regions:
-            phrases = [phrase for _, _, phrase in batch.regions]
+        if phrases := _phrases(batch):
             regions, valid = self._recorded_regions(batch)
             regional = self._pair_losses(phrases, regions, valid, generator)
             losses = {name: (loss + regional[name]) / 2 for name, loss in losses.items()}
@@ -295,6 +295,12 @@ class XVLM(ModelAdapter):
         corners = box_convert(target, "xywh", "xyxy")
         l1 = F.l1_loss(predicted, box_convert(target, "xywh", "cxcywh"))
         return 4 * l1 + generalized_box_iou_loss(box_convert(predicted, "cxcywh", "xyxy"), corners, reduction="mean")
+
+
+def _phrases(batch: Batch) -> list[str]:
+    """The phrases of a batch's regions; none where all are alike, since matching needs a negative for each."""
+    phrases = [phrase for _, _, phrase in batch.regions]
+    return phrases if len(set(phrases)) > 1 else []
 
 
 def _init(module: nn.Module, std: float) -> None:

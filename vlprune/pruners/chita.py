@@ -25,7 +25,6 @@ from vlprune.pruners.pruner import Alive, Pruner, Stats, Weights
 from vlprune.selection import select_lowest
 
 LAM = 1e-2  # ridge per row, to be calibrated; at the reference's 1e-5 weights of its tiny model move by up to 4.4
-ROW_SIZE = 64  # images behind a gradient row in the reference's protocol (32 general and 32 region)
 BLOCK = 10_000  # columns solved together
 
 _HALVINGS = 100
@@ -88,22 +87,19 @@ def block_boundaries(size: int, block: int = BLOCK) -> list[int]:
     return [*range(0, n_blocks * step, step), size]
 
 
-def chita_update(
-    weights: Weights, stats: Stats, *, n_pruned: int, alive: Alive | None, lam: float, row_size: int
-) -> Masks:
+def chita_update(weights: Weights, stats: Stats, *, n_pruned: int, alive: Alive | None, lam: float) -> Masks:
     """Survivors of all layers and their new values.
 
-    The first-order term is the sum of the rows over `row_size`: a mean-gradient row over B samples stands for 1/B of
-    the Fisher information of a sample, so that this is the expansion of one loss. The reference takes B from its first
-    batch; here it is a number of the method.
+    The first-order term is the sum of the rows over the samples B behind a row: a mean gradient of B samples stands for
+    1/B of the Fisher information of a sample, so that this is the expansion of one loss. The reference takes B from its
+    first batch; here it is the mean over the batches.
 
     Args:
         weights: {layer name: (out, in)}.
-        stats: `grad_rows` (n, out * in) of every layer, mean-batch gradients, as many rows in each.
+        stats: `grad_rows` (n, out * in) of every layer, mean-batch gradients, as many rows in each, and `row_size` ().
         n_pruned: entries to prune, in all layers together.
         alive: entries that may be kept; None for all.
         lam: ridge per row, damping = n * lam / 2.
-        row_size: samples behind a row.
 
     Returns:
         Masks with `weights`.
@@ -114,7 +110,7 @@ def chita_update(
     parts = []
     for name, weight in weights.items():
         rows = stats[name]["grad_rows"]
-        alpha = (rows.sum(dim=0) / row_size).to(weight.dtype)
+        alpha = (rows.sum(dim=0) / stats[name]["row_size"]).to(weight.dtype)
         if not alpha.isfinite().all():
             raise ValueError(f"layer '{name}': gradient rows must be finite, got NaN or infinity")
         mask = torch.ones_like(weight, dtype=torch.bool) if alive is None else alive[name]
@@ -130,14 +126,14 @@ def chita_update(
 CHITA = Pruner(
     name="chita",
     source="Benbaki et al. 2023 (arXiv:2302.14623)",
-    needs=frozenset({"grad_rows"}),
-    update=partial(chita_update, lam=LAM, row_size=ROW_SIZE),
+    needs=frozenset({"grad_rows", "row_size"}),
+    update=partial(chita_update, lam=LAM),
 )
 CHITA_PP = Pruner(
     name="chita++",
     source="CHITA in steps, Benbaki et al. 2023 (arXiv:2302.14623)",
-    needs=frozenset({"grad_rows"}),
-    update=partial(chita_update, lam=LAM, row_size=ROW_SIZE),
+    needs=frozenset({"grad_rows", "row_size"}),
+    update=partial(chita_update, lam=LAM),
     iterative=True,
 )
 

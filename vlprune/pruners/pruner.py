@@ -55,6 +55,7 @@ class Pruner:
         allocate: layer counts that replace `within`; scores then compete within their layer.
         update: for a method that moves the surviving weights; it replaces score and selection.
         iterative: statistics are measured again at every step of a schedule, see `iterate`.
+        version: raised whenever its masks change, so that a sweep makes them again.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Pruner:
     allocate: Allocate | None = None
     update: Update | None = None
     iterative: bool = False
+    version: int = 1
 
     def __post_init__(self) -> None:
         if (self.score is None) == (self.update is None):
@@ -78,6 +80,7 @@ STATISTICS: dict[str, Callable[[int, int], tuple[int | None, ...]]] = {
     "input_sq": lambda _, n_in: (n_in,),
     "grad": lambda n_out, n_in: (n_out, n_in),
     "grad_rows": lambda n_out, n_in: (None, n_out * n_in),
+    "row_size": lambda _n_out, _n_in: (),
 }
 
 
