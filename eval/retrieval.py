@@ -108,7 +108,7 @@ def predict(
         {"query": "text", "image_id", "caption": its number, "ranked": [image_id, ...]}; wrong ones first among equals.
 
     Raises:
-        ValueError: repeated image_ids, or the model's scores are not numbers.
+        ValueError: too few candidates for the recall at 10, repeated image_ids, or scores that are not numbers.
     """
     rows: list[Example] = []
     features, image_tokens = [], torch.empty(0)
@@ -122,6 +122,12 @@ def predict(
         rows += [{"image_id": example["image_id"], "captions": example["captions"]} for example in batch]
     captions = list(by_id(rows, "image_id", "captions", "examples").values())
     ids = [row["image_id"] for row in rows]
+    needed = min(LEVELS[-1], sum(len(found) for found in captions))
+    if settings.k_test < needed:
+        raise ValueError(
+            f"k_test must be at least {needed}: the recall at {LEVELS[-1]} needs as many candidates, "
+            f"got {settings.k_test}"
+        )
     # Texts of like length share a batch, so that there is little padding.
     texts = sorted(
         ((i, j) for i, found in enumerate(captions) for j in range(len(found))), key=lambda t: len(captions[t[0]][t[1]])

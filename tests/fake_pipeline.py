@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlprune.config import RunConfig
+from vlprune.config import Contents, RunConfig
 from vlprune.table import Catalogue
 
 METRICS = {
@@ -57,7 +57,8 @@ def _note(cache_dir: Path, config: RunConfig, needs: frozenset[str]) -> Path:
     notes.mkdir(exist_ok=True)
     name = f"{config.model}_{config.pruning.method}_{config.pruning.sparsity}_{config.task.name}_{config.seed}"
     with (notes / name).open("a") as file:
-        file.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')} {','.join(sorted(needs))}\n")
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        file.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')} {devices} {','.join(sorted(needs))}\n")
     return notes / name
 
 
@@ -96,13 +97,22 @@ def run_killed_once(config: RunConfig, cache_dir: Path, needs: frozenset[str] = 
     return run(config, cache_dir)
 
 
+def contents(config: RunConfig) -> Contents:
+    pruned = int(config.pruning.method != "dense")
+    data = f"digest of {config.calibration.data}" if pruned else ""
+    return Contents(f"digest of {config.model}", 1, data, pruned, pruned, f"digest of {config.task.data}", 1)
+
+
+def check(configs) -> None:
+    """Everything can be loaded."""
+
+
 def catalogue() -> Catalogue:
     return Catalogue(
         models=("tiny-blip", "tiny-xvlm"),
         methods={name: NEEDS.get(name, frozenset()) for name in STRENGTH},
-        tasks={"retrieval": 1, "captioning": 1, "vqa": 1},
+        tasks=("retrieval", "captioning", "vqa"),
         headlines={"retrieval": "tr_r1", "captioning": "cider", "vqa": "accuracy"},
         data=("scenes",),
-        model_digest=lambda name: f"digest of {name}",
-        data_digest=lambda name: f"digest of {name}",
+        contents=contents,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vlprune import cache
 from vlprune.cache import cached
 
 
@@ -62,6 +63,33 @@ def test_a_failed_make_or_save_leaves_nothing(tmp_path):
         cached(path, make=_make, save=fail, load=Path.read_text)
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == []
     assert _get(path) == "content"
+
+
+def test_a_file_of_another_user_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "x.bin"
+    _get(path)
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(cache, "_sha256", refused)
+    with pytest.raises(PermissionError, match=r"^.*x.bin may not be read by this user; make it readable, or use anot"):
+        _get(path)
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    def private(value, path):
+        path.unlink(missing_ok=True)
+        path.touch(0o600)
+        path.write_text(value)
+
+    before = os.umask(0o002)
+    try:
+        cached(tmp_path / "x.bin", make=_make, save=private, load=Path.read_text)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert modes == {"x.bin": 0o664, "x.bin.sha256": 0o664}
 
 
 def _note_and_make() -> str:

@@ -18,7 +18,8 @@ from vlprune.config import (
     unknown,
 )
 
-M, N = Contents("m", "c", "t"), Contents("n", "c", "t")
+M = Contents("m", 1, "c", 1, 1, "t", 1)
+N = replace(M, model="n")
 OMP = RunConfig(pruning=PruningConfig("omp", 0.75))
 
 
@@ -38,7 +39,13 @@ def test_unknown_names_the_nearest_and_all():
         (lambda: PruningConfig("dense", 0.5), "dense model must be 0"),
         (lambda: CalibrationConfig(n_batches=0), "calibration.n_batches must be at least 1, got 0"),
         (lambda: FinetuningConfig(schedule="step"), "one of linear, cosine, got 'step'"),
-        (lambda: FinetuningConfig(lr=0), "finetuning.lr must be above 0"),
+        (lambda: FinetuningConfig(lr=0), "finetuning.lr must be finite and above 0, got 0"),
+        (lambda: FinetuningConfig(lr=float("inf")), "finetuning.lr must be finite and above 0, got inf"),
+        (lambda: FinetuningConfig(lr=float("nan")), "finetuning.lr must be finite and above 0, got nan"),
+        (lambda: FinetuningConfig(weight_decay=float("inf")), "finetuning.weight_decay must be finite"),
+        (lambda: FinetuningConfig(clip=float("inf")), "finetuning.clip must be finite"),
+        (lambda: FinetuningConfig(betas=(0.9, float("nan"))), "finetuning.betas must be in"),
+        (lambda: FinetuningConfig(warmup=float("inf")), "finetuning.warmup must be in"),
         (lambda: TaskConfig(max_length=3), "task.max_length must be at least min_length = 5, got 3"),
     ],
 )
@@ -87,17 +94,38 @@ def test_keys_change_with_what_their_stage_reads_and_nothing_else():
     assert len({statistics_key(OMP, M, "k"), *others}) == 4
     assert masks_key(OMP, M) == masks_key(longer, M)
     assert len({masks_key(config, M) for config in (OMP, sparser, measured, replace(OMP, seed=1))}) == 4
-    runs = [run_key(config, M, 1) for config in (OMP, longer, sparser, measured)]
-    assert len({*runs, run_key(OMP, M, 2), run_key(OMP, N, 1)}) == 6
+    runs = [run_key(config, M) for config in (OMP, longer, sparser, measured)]
+    assert len({*runs, run_key(OMP, replace(M, task_code=2)), run_key(OMP, N)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("model_code", {statistics_key, masks_key, run_key}),
+        ("statistics_code", {statistics_key, masks_key, run_key}),
+        ("method_code", {masks_key, run_key}),
+        ("task_code", {run_key}),
+    ],
+)
+def test_other_code_makes_other_keys_of_what_it_makes(part, changed):
+    other = replace(M, **{part: 2})
+    keys = {statistics_key: ("kind",), masks_key: (), run_key: ()}
+    assert {key for key, more in keys.items() if key(OMP, M, *more) != key(OMP, other, *more)} == changed
+
+
+def test_data_counts_by_its_content_and_not_by_its_name():
+    moved = replace(OMP, task=TaskConfig(data="elsewhere"), calibration=CalibrationConfig("elsewhere"))
+    assert run_key(OMP, M) == run_key(moved, M)
+    assert masks_key(OMP, M) == masks_key(moved, M)
 
 
 def test_the_dense_run_does_not_depend_on_calibration():
     measured = RunConfig(calibration=CalibrationConfig(n_batches=9))
-    assert run_key(RunConfig(), M, 1) == run_key(measured, M, 1)
+    assert run_key(RunConfig(), M) == run_key(measured, M)
 
 
 def test_other_photos_under_the_same_name_make_other_keys():
-    other = Contents("m", "c", "other photos")
-    assert run_key(OMP, M, 1) != run_key(OMP, other, 1)
+    other = replace(M, task="other photos")
+    assert run_key(OMP, M) != run_key(OMP, other)
     assert masks_key(OMP, M) == masks_key(OMP, other)
-    assert masks_key(OMP, M) != masks_key(OMP, Contents("m", "other photos", "t"))
+    assert masks_key(OMP, M) != masks_key(OMP, replace(M, calibration="other photos"))

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from fake_pipeline import catalogue
 
-from vlprune.engine import choose, execute, schedule
+from vlprune.engine import choose, cuda_devices, execute, schedule
 from vlprune.record import load_records, read_record, run_directory
 from vlprune.table import load_table
 
@@ -74,7 +74,7 @@ def test_every_cell_leaves_a_record_and_workers_use_one_thread(tmp_path):
     assert sum(event.kind == "finished" for event in events) == len(cells) == len(load_records(tmp_path))
     record = read_record(run_directory(tmp_path, cells[-1].key))
     assert record is not None
-    assert (record.config, record.sparsity, record.model_digest) == (cells[-1].config, 0.9, "digest of tiny-xvlm")
+    assert (record.config, record.sparsity, record.contents) == (cells[-1].config, 0.9, cells[-1].contents)
     assert set(record.versions) == {"vlprune", "torch", "transformers"}
     notes = [line.split() for path in (tmp_path / "notes").iterdir() for line in path.read_text().splitlines()]
     assert len(notes) == len(cells)
@@ -133,6 +133,39 @@ def test_a_killed_worker_costs_its_cell_one_of_two_attempts(tmp_path):
     assert message == "the worker was killed by SIGKILL (out of memory?), 2 times; its output is in log.txt"
     lamp = next(cell for cell in cells if cell.config.pruning.method == "lamp")
     assert (run_directory(tmp_path, lamp.key) / "error.txt").read_text().startswith(message)
+
+
+def test_each_worker_sees_one_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,5")
+    list(execute(cells_of(tmp_path, TABLE), fake_pipeline.run_noted, tmp_path, jobs=2, devices=["2", "5"]))
+    notes = [path.read_text().split() for path in seen(tmp_path)]
+    assert sorted(device for _, device in {(note[0], note[2]) for note in notes}) == ["2", "5"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,5"
+
+
+def test_a_worker_that_follows_a_killed_one_takes_its_device(tmp_path):
+    cells = small(tmp_path, "lamp", "omp")
+    list(execute(cells, fake_pipeline.run_killed_once, tmp_path, jobs=1, devices=["7"]))
+    lines = [line.split() for path in seen(tmp_path) for line in path.read_text().splitlines()]
+    assert len({line[0] for line in lines}) > 1
+    assert {line[2] for line in lines} == {"7"}
+
+
+def seen(results):
+    return list((results / "notes").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "found"), [(None, 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("", 0, []), (None, 0, [])]
+)
+def test_cuda_devices_are_those_visible(monkeypatch, visible, count, found):
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert cuda_devices() == found
 
 
 def test_closing_stops_the_workers(tmp_path):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from vlprune.calibrate import _InputSquares
 from vlprune.models.base import TextStates
 from vlprune.models.checkpoints import build
+from vlprune.models.generation import beam_search
 from vlprune.models.text import Tokens
 
 VISION = {
@@ -187,3 +188,38 @@ def test_calibration_inputs_of_blip(golden, shared):
             torch.testing.assert_close(squares.mean(layer), vector, atol=1e-5, rtol=2e-5)
             compared += 1
     assert compared == len(model.graph)
+
+
+@pytest.mark.parametrize("min_length", [5, 12])
+def test_beam_search_of_blip(golden, shared, min_length):
+    """Every caption that the reference generates from the same weights, with each of several tokens as the end."""
+    model, batches, _ = golden
+    if model.family == "xvlm":
+        pytest.skip("the reference's captions are of BLIP")
+    stored = json.loads((shared / "golden" / "downstream_blip.json").read_text())
+    if min_length == 5:
+        wanted = {int(end): values["beam3"] for end, values in stored["captioning_generated"].items()}
+    else:
+        wanted = {59: stored["captioning_generated_eos59_min12"]["beam3"]}
+    prompt = stored["captioning_prompt"]["used_input_ids"]
+    with torch.no_grad():
+        images = model.encode_images(torch.cat([batches[f"general.{i}.0"] for i in range(3)]))
+    memory = images.repeat_interleave(3, 0)
+
+    def step(ids, cache):
+        return model.decode("caption", Tokens(ids, torch.ones_like(ids).bool()), memory, None, cache)[:, -1]
+
+    for end, rows in wanted.items():
+        found = beam_search(
+            step,
+            len(images),
+            prompt,
+            end=end,
+            num_beams=3,
+            max_length=20,
+            min_length=min_length,
+            device=torch.device("cpu"),
+        )
+        for row, sequence in zip(rows, found, strict=True):
+            generated = row[len(prompt) :]
+            assert sequence == (generated[: generated.index(end)] if end in generated else generated), end

@@ -21,7 +21,7 @@ def config(dataset, tmp_path):
         calibration=CalibrationConfig(str(dataset), n_batches=2, batch_size=4, steps=2, step_batches=1),
         pruning=PruningConfig("omp", 0.75),
         finetuning=FinetuningConfig(steps=2, batch_size=4),
-        task=TaskConfig("retrieval", str(dataset), k_test=4),
+        task=TaskConfig("retrieval", str(dataset), k_test=10),
     )
 
 

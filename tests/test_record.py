@@ -2,10 +2,11 @@ import errno
 import json
 import logging
 import os
+import platform
 
 import pytest
 
-from vlprune.config import PruningConfig, RunConfig
+from vlprune.config import Contents, PruningConfig, RunConfig
 from vlprune.record import Record, load_records, read_record, run_directory, write_error, write_record
 
 PREDICTIONS = [{"image_id": 1, "caption": "a blå circle"}, {"image_id": 2, "caption": "b"}]
@@ -22,8 +23,7 @@ def record(key="abc", **changes):
         "seconds": {"finetune": 1.5},
         "peak_memory": 123,
         "versions": {"torch": "2"},
-        "task_version": 1,
-        "model_digest": "m",
+        "contents": Contents("m", 1, "c", 1, 1, "t", 1),
     }
     return Record(**(values | changes))
 
@@ -71,9 +71,13 @@ def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     directory = run_directory(tmp_path, "abc")
     directory.mkdir(parents=True)
-    (directory / ".record.json.999999999.tmp").write_text("{")
+    host, kept = platform.node(), f".record.json.other-{platform.node()}.999999999.tmp"
+    end = f"{host}.999999999.tmp"
+    for name in (f".record.json.{end}", f"..record.json.{end}.{end}", kept, f".record.json.{host}.{os.getppid()}.tmp"):
+        (directory / name).write_text("{")
     write_record(directory, record(), [])
-    assert sorted(path.name for path in directory.iterdir()) == ["predictions.jsonl", "record.json"]
+    left = [f".record.json.{host}.{os.getppid()}.tmp", kept, "predictions.jsonl", "record.json"]
+    assert sorted(path.name for path in directory.iterdir()) == sorted(left)
 
 
 def test_a_metric_that_is_no_number_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 from html.parser import HTMLParser
 
@@ -8,7 +9,7 @@ import pytest
 from fake_pipeline import catalogue
 from rich.console import Console
 
-from vlprune.config import FinetuningConfig, PruningConfig, RunConfig, TaskConfig
+from vlprune.config import Contents, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
 from vlprune.record import Record, write_record
 from vlprune.reports.frame import floor_frame, frame, load_results
 from vlprune.reports.grid import latex, markdown, terminal
@@ -20,9 +21,13 @@ from vlprune.reports.tables import averages, details, summary
 HEADLINES = catalogue().headlines
 
 
-def record(model, method, sparsity, task, seed=0, value=None, **changes):
+def record(model, method, sparsity, task, seed=0, value=None, code=1, data="scenes", **changes):
     config = RunConfig(
-        model=model, seed=seed, pruning=PruningConfig(method, sparsity), task=TaskConfig(name=task), **changes
+        model=model,
+        seed=seed,
+        pruning=PruningConfig(method, sparsity),
+        task=TaskConfig(name=task, data=data),
+        **changes,
     )
     outcome = fake_pipeline.run(config, None)
     metrics = outcome.metrics if value is None else {HEADLINES[task]: value}
@@ -36,8 +41,7 @@ def record(model, method, sparsity, task, seed=0, value=None, **changes):
         seconds={"finetune": 1.0, "evaluate": 0.5},
         peak_memory=2**30,
         versions={},
-        task_version=1,
-        model_digest="m",
+        contents=Contents("m", code, "c", 1, 1, data, 1),
     )
 
 
@@ -230,3 +234,34 @@ def test_compare_keeps_its_columns_when_nothing_pairs():
     assert isinstance(found, pd.DataFrame)
     assert found.empty
     assert "difference" in found.columns
+
+
+def test_compare_keeps_other_data_and_settings_apart():
+    other = {"finetuning": FinetuningConfig(steps=7)}
+    records = [
+        record("b", method, 0.75, "vqa", seed, value + seed, data=data, **changes)
+        for data, changes, gap in (("scenes", {}, 2.0), ("photos", {}, 3.0), ("scenes", other, 5.0))
+        for method, value in (("omp", 50.0), ("lamp", 50.0 + gap))
+        for seed in (0, 1)
+    ]
+    long = frame(records)
+    found = compare(long)
+    assert list(zip(found.data, found.difference, found.pairs)) == [
+        ("scenes", 2.0, 2),
+        ("photos", 3.0, 2),
+        ("scenes", 5.0, 2),
+    ]
+    assert found.settings.nunique() == 3
+    with pytest.raises(ValueError, match="several runs of b omp"):
+        averages(long)
+
+
+def test_runs_that_differ_elsewhere_are_named_by_their_keys():
+    records = [record("b", "omp", 0.75, "vqa"), dataclasses.replace(record("b", "omp", 0.75, "vqa"), key="other")]
+    with pytest.raises(ValueError, match=r"and keys bomp0\.75vqa00 and other: keep the rows of one"):
+        compare(frame(records))
+
+
+def test_dense_is_of_the_same_code():
+    records = [record("b", "dense", 0.0, "vqa", value=80.0), record("b", "omp", 0.75, "vqa", value=60.0, code=2)]
+    assert np.isnan(frame(records).retention[1])

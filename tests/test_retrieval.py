@@ -135,7 +135,7 @@ def numbered_examples(n, captions):
     ]
 
 
-@pytest.mark.parametrize("k_test", [3, 12, 100])
+@pytest.mark.parametrize("k_test", [10, 12, 100])
 def test_predict_equals_recalls_of_the_dense_matrices(k_test, monkeypatch):
     monkeypatch.setattr(retrieval, "BATCH", 5)
     monkeypatch.setattr(retrieval, "PAIRS", 4)
@@ -155,6 +155,16 @@ def test_predict_equals_recalls_of_the_dense_matrices(k_test, monkeypatch):
     order = i2t[0].argsort(descending=True)[: min(k_test, 10)].tolist()
     assert first == [[f"i{t // 3}", t % 3] for t in order]
     assert [(p["image_id"], p["caption"]) for p in predictions[12:]] == [(f"i{t // 3}", t % 3) for t in range(36)]
+
+
+def test_fewer_candidates_than_the_recall_at_ten_needs_are_refused():
+    few, six = (type(SETTINGS)(**vars(SETTINGS) | {"k_test": k}) for k in (9, 6))
+    with pytest.raises(ValueError, match=r"k_test must be at least 10: .* as many candidates, got 9"):
+        retrieval.predict(Oracle(), make_examples(6, captions=2), few)
+    with pytest.raises(ValueError, match=r"k_test must be at least 8: .*, got 6"):
+        retrieval.predict(Oracle(), make_examples(4, captions=2), six)
+    examples = make_examples(3, captions=2)
+    assert retrieval.score(retrieval.predict(Oracle(), examples, six), examples)["r_mean"] > 0
 
 
 def test_equal_matching_scores_are_not_found_to_be_right():

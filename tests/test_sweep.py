@@ -11,7 +11,7 @@ from vlprune.config import ConfigError
 from vlprune.record import load_records
 from vlprune.report import Options as ReportOptions
 from vlprune.report import report
-from vlprune.sweep import Options, sweep
+from vlprune.sweep import Options, main, sweep
 
 TABLE = """
 [[grid]]
@@ -29,9 +29,9 @@ def table(tmp_path):
     return path
 
 
-def go(options, run=fake_pipeline.run, terminal=False):
+def go(options, run=fake_pipeline.run, terminal=False, check=fake_pipeline.check, devices=()):
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
-    code = sweep(options, catalogue(), run, console)
+    code = sweep(options, catalogue(), run, check, console, devices)
     return code, console.file.getvalue()
 
 
@@ -85,7 +85,45 @@ def test_a_failed_run_is_named_at_the_end_and_tried_again(tmp_path, table):
 def test_every_run_measures_what_all_methods_of_the_table_need(tmp_path, table):
     options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", sparsities="0.9")
     go(dataclasses.replace(options, methods="omp,snip,multiflow"), fake_pipeline.run_noted)
-    assert {path.read_text().split()[2] for path in (tmp_path / "notes").iterdir()} == {"grad,input_sq"}
+    assert {path.read_text().split()[3] for path in (tmp_path / "notes").iterdir()} == {"grad,input_sq"}
+
+
+def test_what_runs_is_looked_at_once_before_anything_runs(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", methods="omp")
+    looked = []
+
+    def refuse(configs):
+        looked.extend(configs)
+        raise ConfigError("cannot load model 'tiny-blip': no such tensor")
+
+    with pytest.raises(ConfigError, match="cannot load model"):
+        go(options, check=refuse)
+    assert [config.pruning.method for config in looked] == ["dense", "omp", "omp"]
+    assert not (tmp_path / "runs").exists()
+    go(options)
+    code, _ = go(options, check=refuse)  # nothing is left to run
+    assert code == 0
+
+
+def test_there_are_as_many_workers_as_devices(tmp_path, table):
+    options = Options(table=table, results=tmp_path, tasks="vqa", methods="omp")
+    go(options, fake_pipeline.run_noted, devices=("4", "6", "8"))
+    notes = [path.read_text().split() for path in (tmp_path / "notes").iterdir()]
+    assert len({note[0] for note in notes}) == len({note[2] for note in notes}) == 3
+
+
+def test_an_error_ends_the_command_with_2(tmp_path, table, monkeypatch, capsys):
+    table.write_text(TABLE.replace("tiny-blip", str(tmp_path)))
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{")
+    monkeypatch.setattr("sys.argv", ["sweep", str(table), "--results", str(tmp_path / "results")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot load model {str(tmp_path)!r}: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_dry_run_runs_nothing(tmp_path, table):

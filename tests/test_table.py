@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from fake_pipeline import catalogue
 
@@ -98,6 +100,8 @@ def test_data_is_a_directory_for_the_task_and_for_calibration_if_none_is_named(t
         ("[[grid]]\n" + GRID.replace("0.9", "90"), r"sparsity must be in \[0, 1\).*did you mean 0.9"),
         ("[[grid]]\n" + GRID.replace("0.9", "'a'"), "a sparsity must be a number"),
         ("[[grid]]\nseeds = [-1]\n" + GRID, "a seed must be"),
+        ("[[grid]]\n" + GRID.replace("tiny-blip", "org/name"), "unknown model 'org/name'.* tiny-xvlm, or a directory$"),
+        ("[base.task]\nmax_length = 3\n[[grid]]\n" + GRID, "task.max_length must be at least min_length = 5, got 3"),
         ("[[grid]]\n" + GRID + "[[grid]]\nfinetuning.steps = 9\n" + GRID, "finetuning.steps is 40 in one and 9 in the"),
     ],
 )
@@ -110,3 +114,19 @@ def test_a_wrong_table_is_one_line(tmp_path, text, message):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no table '.*none.toml'"):
         load_table(tmp_path / "none.toml", catalogue())
+
+
+def test_ranges_hold_for_the_merged_settings_only(tmp_path):
+    text = "[base.task]\nmax_length = 50\n[task.vqa]\ntask.min_length = 35\n[[grid]]\n" + GRID
+    task = load(tmp_path, text).cells[-1].config.task
+    assert (task.min_length, task.max_length) == (35, 50)
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    def contents(config):
+        raise OSError(13, "Permission denied", "weights.bin")
+
+    path = tmp_path / "t.toml"
+    path.write_text("[[grid]]\n" + GRID)
+    with pytest.raises(ConfigError, match=r"grid\]\] 1: .* cannot be read: .*Permission denied: 'weights.bin'"):
+        load_table(path, replace(catalogue(), contents=contents))

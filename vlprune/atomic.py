@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -15,19 +16,26 @@ import psutil
 def atomic(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end of the block, or nothing if the block fails.
 
-    The content is on the disk before the name changes. What a killed process left half-written is removed.
+    The content is on the disk before the name changes, and the file has the mode that the umask says. What killed
+    processes of this host left half-written in the directory is removed.
 
     Raises:
         OSError: the file cannot be written, for example on a full disk; the message names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+    host = platform.node()
+    # Whatever was to be written: a block inside a block leaves a file that is named after a half-written one.
+    for stale in path.parent.glob(f".*.{escape(host)}.*.tmp"):
         pid = stale.name.split(".")[-2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             stale.unlink(missing_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    half = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
     try:
+        # Some writers make their files private; the mode is the one that any new file gets.
+        half.touch()
+        mode = half.stat().st_mode
         yield half
+        half.chmod(mode)
         with half.open("rb+") as file:
             os.fsync(file.fileno())
         half.replace(path)

@@ -31,7 +31,7 @@ def cached(path: Path, *, make: Callable[[], T], save: Callable[[T, Path], None]
         load: (path) -> value.
 
     Raises:
-        OSError: the file cannot be written, for example on a full disk.
+        OSError: the file cannot be written, for example on a full disk, or may not be read.
     """
     if not _intact(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,10 @@ def _intact(path: Path) -> bool:
         return _checksum(path).read_text(encoding="utf-8") == _sha256(path)
     except (FileNotFoundError, UnicodeDecodeError):
         return False
+    except PermissionError as error:
+        raise PermissionError(
+            f"{error.filename} may not be read by this user; make it readable, or use another results directory"
+        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from pathlib import Path
 
 from vlprune.config import ConfigError
@@ -13,6 +14,7 @@ QUICKSTART = Path("experiments") / "quickstart.toml"
 def catalogue() -> Catalogue:
     """The names that a table may use; importing them takes seconds."""
     from eval import TASKS
+    from vlprune.contents import contents
     from vlprune.data import DATASETS, data_digest
     from vlprune.models import MODELS, model_digest
     from vlprune.pruners import PRUNERS
@@ -21,11 +23,11 @@ def catalogue() -> Catalogue:
         models=tuple(MODELS),
         # An iterative method measures anew at each of its steps.
         methods={name: frozenset() if pruner.iterative else pruner.needs for name, pruner in PRUNERS.items()},
-        tasks={name: task.version for name, task in TASKS.items()},
+        tasks=tuple(TASKS),
         headlines={name: task.headline for name, task in TASKS.items()},
         data=DATASETS,
-        model_digest=model_digest,
-        data_digest=data_digest,
+        # The cells of a table share their models and data.
+        contents=partial(contents, of_model=cache(model_digest), of_data=cache(data_digest)),
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 DENSE = "dense"
@@ -79,7 +80,7 @@ class TaskConfig:
         name: a key of eval.TASKS.
         data: name of an embedded data set or a directory.
         limit: use only that many samples of each split (None: all).
-        k_test: candidates that are re-ranked (retrieval by ITM, VQA by sequence loss).
+        k_test: candidates that are re-ranked (retrieval by ITM, at least 10 for its recalls; VQA by sequence loss).
         num_beams: beams of caption generation.
         max_length: most tokens of a caption, prompt included.
         min_length: fewest tokens of a caption, prompt included.
@@ -88,7 +89,7 @@ class TaskConfig:
     name: str = "retrieval"
     data: str = "scenes"
     limit: int | None = None
-    k_test: int = 8
+    k_test: int = 16
     num_beams: int = 3
     max_length: int = 30
     min_length: int = 5
@@ -132,12 +133,14 @@ class FinetuningConfig:
     def __post_init__(self) -> None:
         _require(self.steps >= 0, "finetuning.steps", "at least 0", self.steps)
         _require(self.batch_size >= 1, "finetuning.batch_size", "at least 1", self.batch_size)
-        _require(self.lr > 0, "finetuning.lr", "above 0", self.lr)
-        _require(self.weight_decay >= 0, "finetuning.weight_decay", "at least 0", self.weight_decay)
+        _require(0 < self.lr < math.inf, "finetuning.lr", "finite and above 0", self.lr)
+        _require(
+            0 <= self.weight_decay < math.inf, "finetuning.weight_decay", "finite and at least 0", self.weight_decay
+        )
         _require(all(0 <= beta < 1 for beta in self.betas), "finetuning.betas", "in [0, 1)", self.betas)
         _require(self.schedule in SCHEDULES, "finetuning.schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
         _require(0 <= self.warmup <= 1, "finetuning.warmup", "in [0, 1]", self.warmup)
-        _require(self.clip > 0, "finetuning.clip", "above 0", self.clip)
+        _require(0 < self.clip < math.inf, "finetuning.clip", "finite and above 0", self.clip)
 
 
 @dataclass(frozen=True)
@@ -163,17 +166,23 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: an unknown field, a value of another type, or one out of range.
     """
+    arguments = typed(cls, values, where)
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def typed(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values as the fields of a config dataclass hold them, as in `build`, but their ranges are not looked at."""
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    known = [f.name for f in fields(cls)]
     arguments = {}
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"{where}: {unknown('key', name, known)}")
         arguments[name] = _coerce(value, hints[name], f"{where}.{name}")
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    return arguments
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
@@ -210,36 +219,46 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Contents:
-    """Digests of what a config only names, so that other weights or photos under an old name make other keys.
+    """What a config only names, so that other weights, photos or code under an old name make other keys.
 
     Attributes:
-        model: of the pretrained weights.
-        calibration: of the calibration data.
-        task: of the task's data.
+        model: digest of the pretrained weights.
+        model_code: version of how models are run and trained.
+        calibration: digest of the calibration data; empty for the dense run, which reads none.
+        statistics_code: version of what calibration measures; 0 for the dense run.
+        method_code: version of the pruning method; 0 for the dense run.
+        task: digest of the task's data.
+        task_code: version of the task.
     """
 
     model: str
+    model_code: int
     calibration: str
+    statistics_code: int
+    method_code: int
     task: str
+    task_code: int
 
 
 def statistics_key(config: RunConfig, contents: Contents, kind: str) -> str:
     """The cache key of calibration statistics; kind names what was measured and how."""
-    return digest("statistics", contents.model, config.seed, _measured(config, contents), kind)
+    return digest("statistics", *_measured(config, contents), kind)
 
 
 def masks_key(config: RunConfig, contents: Contents) -> str:
     """The cache key of the masks that a config prunes to."""
-    return digest("masks", contents.model, config.seed, _measured(config, contents), config.pruning)
+    return digest("masks", *_measured(config, contents), config.pruning, contents.method_code)
 
 
-def run_key(config: RunConfig, contents: Contents, task_version: int) -> str:
+def run_key(config: RunConfig, contents: Contents) -> str:
     """The key of a whole run: everything that changes its numbers. A dense run reads no calibration."""
-    task = {**asdict(config.task), "data": contents.task}
-    calibration = None if config.pruning.method == DENSE else _measured(config, contents)
-    stages = (calibration, config.pruning, config.finetuning, task)
-    return digest("run", config.model, contents.model, config.seed, *stages, task_version)
+    calibration = CalibrationConfig() if config.pruning.method == DENSE else config.calibration
+    # Data counts by its content and not by its name.
+    task, calibration = replace(config.task, data=""), replace(calibration, data="")
+    return digest("run", replace(config, task=task, calibration=calibration), contents)
 
 
-def _measured(config: RunConfig, contents: Contents) -> dict[str, Any]:
-    return {**asdict(config.calibration), "data": contents.calibration}
+def _measured(config: RunConfig, contents: Contents) -> tuple[object, ...]:
+    # What the statistics depend on.
+    calibration = replace(config.calibration, data=contents.calibration)
+    return contents.model, contents.model_code, config.seed, calibration, contents.statistics_code

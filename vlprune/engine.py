@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,7 @@ Run = Callable[[RunConfig, Path], "Outcome"]
 
 # One thread a worker: workers are the parallelism, and the numbers do not depend on how many there are.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DEVICES = "CUDA_VISIBLE_DEVICES"
 ATTEMPTS = 2
 
 
@@ -96,7 +97,17 @@ def choose(pending: Sequence[Cell], last: Cell | None, running: Collection[Cell]
     )
 
 
-def execute(cells: Collection[Cell], run: Run, results: Path, jobs: int) -> Generator[Event, None, None]:
+def cuda_devices() -> list[str]:
+    """The visible CUDA devices, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    number, visible = torch.cuda.device_count(), os.environ.get(DEVICES)
+    return (visible.split(",") if visible else [str(i) for i in range(number)])[:number]
+
+
+def execute(
+    cells: Collection[Cell], run: Run, results: Path, jobs: int, devices: Sequence[str] = ()
+) -> Generator[Event, None, None]:
     """The events of running cells in worker processes, as they happen.
 
     A finished cell leaves its record, a failed one error.txt; neither stops the others. A worker that dies (killed, out
@@ -108,6 +119,7 @@ def execute(cells: Collection[Cell], run: Run, results: Path, jobs: int) -> Gene
         run: (config, cache directory) -> Outcome, importable by name.
         results: the results directory.
         jobs: number of worker processes.
+        devices: of `cuda_devices`; each worker sees one of them.
     """
     pending = schedule(cells)
     attempts: dict[str, int] = {}
@@ -118,7 +130,8 @@ def execute(cells: Collection[Cell], run: Run, results: Path, jobs: int) -> Gene
             while pending and sum(worker.cell is not None for worker in workers) < jobs:
                 worker = next((w for w in workers if w.cell is None), None)
                 if worker is None:
-                    worker = _Worker(run, results)
+                    number = min(set(range(jobs)) - {w.number for w in workers})
+                    worker = _Worker(run, results, number, devices[number % len(devices)] if devices else None)
                     workers.append(worker)
                 cell = choose(pending, worker.last, [w.cell for w in workers if w.cell])
                 pending.remove(cell)
@@ -149,13 +162,14 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 
 
 class _Worker:
-    """A worker process and the cell it is on."""
+    """A worker process and the cell it is on; of the workers alive, each has its own number."""
 
-    def __init__(self, run: Run, results: Path) -> None:
+    def __init__(self, run: Run, results: Path, number: int, device: str | None) -> None:
+        self.number = number
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, run, results), daemon=True)
-        with _child_environment():
+        with _child_environment({} if device is None else {DEVICES: device}):
             self.process.start()
         theirs.close()
         self.cell: Cell | None = None
@@ -206,11 +220,12 @@ def _death(exitcode: int | None) -> str:
 
 
 @contextmanager
-def _child_environment() -> Iterator[None]:
-    # Libraries read the number of threads when they are imported, and a child inherits an ignored Ctrl-C: the parent
-    # decides, and a child that is still importing does not print a traceback.
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+def _child_environment(device: Mapping[str, str]) -> Iterator[None]:
+    # Libraries read the number of threads and the devices when they are imported, and a child inherits an ignored
+    # Ctrl-C: the parent decides, and a child that is still importing does not print a traceback.
+    own = {**dict.fromkeys(THREADS, "1"), **device}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
@@ -282,8 +297,7 @@ def _attempt(cell: Cell, run: Run, results: Path) -> tuple[str, str]:
                 seconds=outcome.seconds,
                 peak_memory=outcome.peak_memory,
                 versions=versions(),
-                task_version=cell.task_version,
-                model_digest=cell.model_digest,
+                contents=cell.contents,
             )
             write_record(directory, record, outcome.predictions)
     except Exception as error:

@@ -20,11 +20,12 @@ from vlprune import memory
 from vlprune.batch import Batch
 from vlprune.cache import cached
 from vlprune.calibrate import Statistics, collect, load_statistics, save_statistics
-from vlprune.config import DENSE, Contents, RunConfig, TaskConfig, masks_key, statistics_key
-from vlprune.data import calibration_batches, data_digest, load_pairs, load_questions
+from vlprune.config import DENSE, RunConfig, TaskConfig, masks_key, statistics_key
+from vlprune.contents import contents
+from vlprune.data import calibration_batches, load_pairs, load_questions
 from vlprune.finetune import finetune
 from vlprune.masks import Masks, apply_masks, load_masks, measure, save_masks
-from vlprune.models import ModelAdapter, load_model, model_digest
+from vlprune.models import ModelAdapter, load_model
 from vlprune.pruners import get_pruner, iterate, prune_masks
 
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
@@ -78,7 +79,8 @@ def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset()) -> Outcom
         finetune(model, masks or {}, model.layer_of, train, task.loss, config.finetuning, config.seed)
     with watch("evaluate"):
         prepared = task.prepare(_columns(train))
-        predictions = task.predict(model, test, config.task, prepared)
+        with torch.inference_mode():
+            predictions = task.predict(model, test, config.task, prepared)
         metrics = task.score(predictions, _columns(test))
         floors = task.floors(_columns(train), _columns(test))
     return Outcome(
@@ -104,7 +106,9 @@ def evaluate(
     config = TaskConfig(name=task, data=data)
     chosen = get_task(task)
     test = examples(config, split)
-    predictions = chosen.predict(model, test, settings or config, chosen.prepare(_columns(examples(config, "train"))))
+    prepared = chosen.prepare(_columns(examples(config, "train")))
+    with torch.inference_mode():
+        predictions = chosen.predict(model, test, settings or config, prepared)
     return chosen.score(predictions, _columns(test))
 
 
@@ -150,7 +154,7 @@ def compute_masks(
 def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set[str]) -> Masks:
     """The masks of a config, from the cache or made and stored there."""
     calibration, pruner = config.calibration, get_pruner(config.pruning.method)
-    contents = Contents(model_digest(config.model), data_digest(calibration.data), data_digest(config.task.data))
+    found = contents(config)
 
     def draw(first: int, n_batches: int) -> Iterable[Batch]:
         size, seed = calibration.batch_size, config.seed
@@ -163,10 +167,10 @@ def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set
         if not pruner.needs:
             return {}
         return cached(
-            cache / "statistics" / f"{statistics_key(config, contents, ' '.join(sorted(wanted)))}.safetensors",
+            cache / "statistics" / f"{statistics_key(config, found, ' '.join(sorted(wanted)))}.safetensors",
             make=lambda: collect(model, draw(0, calibration.n_batches), wanted, config.seed),
             save=save_statistics,
-            load=load_statistics,
+            load=lambda path: load_statistics(path, model.device),
         )
 
     def make() -> Masks:
@@ -184,14 +188,14 @@ def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set
         return compute_masks(model, pruner.name, sparsity, stats=statistics(), seed=seed)
 
     provenance = {
-        "model": f"{config.model} {contents.model}",
+        "model": f"{config.model} {found.model}",
         "method": f"{pruner.name} ({pruner.source})",
         "sparsity": str(config.pruning.sparsity),
         "seed": str(config.seed),
         "calibration": repr(calibration),
     }
     return cached(
-        cache / "masks" / f"{masks_key(config, contents)}.safetensors",
+        cache / "masks" / f"{masks_key(config, found)}.safetensors",
         make=make,
         save=lambda masks, path: save_masks(path, masks, provenance),
         load=lambda path: _on(model.device, load_masks(path)),

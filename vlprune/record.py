@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprune.atomic import atomic, write_text
-from vlprune.config import RunConfig, build
+from vlprune.config import Contents, RunConfig, build
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,10 @@ class Record:
         floors: {floor name: {metric: value}}, what a model that learned nothing gets.
         sparsity: measured pruned fraction of the prunable entries, in [0, 1).
         layer_sparsity: {layer name: measured pruned fraction}.
-        seconds: {stage: seconds}.
+        seconds: {stage: seconds}; "prune" includes waiting for another worker that makes the same statistics or masks.
         peak_memory: bytes.
         versions: {package: version}.
-        task_version: of the task that was evaluated.
-        model_digest: of the pretrained weights.
+        contents: the weights, data and code behind the names in config.
     """
 
     key: str
@@ -46,8 +45,7 @@ class Record:
     seconds: dict[str, float]
     peak_memory: int
     versions: dict[str, str]
-    task_version: int
-    model_digest: str
+    contents: Contents
 
 
 def versions() -> dict[str, str]:
@@ -98,6 +96,7 @@ def read_record(directory: Path) -> Record | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         values["config"] = build(RunConfig, values["config"], "config")
+        values["contents"] = Contents(**values["contents"])
         record = Record(**values)
         if record.key != directory.name:
             raise ValueError(f"it is the record of run {record.key}")

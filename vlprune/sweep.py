@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from vlprune.catalogue import catalogue, quickstart
 from vlprune.config import DENSE, ConfigError, RunConfig
-from vlprune.engine import Run, execute
+from vlprune.engine import Run, cuda_devices, execute
 from vlprune.progress import Progress, clock
 from vlprune.record import ERROR, read_record, run_directory
 from vlprune.reports.frame import floor_frame, frame
@@ -57,7 +57,7 @@ class Options:
         sparsities: pruned fractions, for example 0.63,0.75.
         tasks: tasks to run.
         seeds: seeds to run, for example 0,1,2.
-        jobs: worker processes; the number of cores where it is not given.
+        jobs: worker processes; the number of CUDA devices, or of cores, where it is not given.
         dry_run: only say what would run and what is done.
         results: the results directory.
     """
@@ -86,13 +86,28 @@ def _split(text: str | None, option: str, convert: Callable[[str], T]) -> tuple[
     return values
 
 
-def sweep(options: Options, known: Catalogue, run: RunOfSweep, console: Console) -> int:
+def sweep(
+    options: Options,
+    known: Catalogue,
+    run: RunOfSweep,
+    check: Callable[[Iterable[RunConfig]], None],
+    console: Console,
+    devices: Sequence[str] = (),
+) -> int:
     """Runs and prints a table; the exit code is 0, or 1 where a run failed.
 
     One calibration pass per model and seed measures what all methods of the table need.
 
+    Args:
+        options: of the command line.
+        known: what exists.
+        run: vlprune.pipeline.run, importable by name.
+        check: vlprune.preflight.preflight, called with what will run.
+        console: where to print.
+        devices: of `cuda_devices`; each worker sees one of them.
+
     Raises:
-        ConfigError: the table or an option is wrong; nothing ran.
+        ConfigError: the table or an option is wrong, or a model or data cannot be loaded; nothing ran.
         KeyboardInterrupt: Ctrl-C; the workers are gone, finished runs are stored.
     """
     selection = Selection(
@@ -118,10 +133,13 @@ def sweep(options: Options, known: Catalogue, run: RunOfSweep, console: Console)
     if options.dry_run:
         return 0
 
-    jobs = min(options.jobs or _cores(), max(len(pending), 1))
+    if pending:
+        check([cell.config for cell in pending])
+    jobs = min(options.jobs or len(devices) or _cores(), max(len(pending), 1))
     methods = {cell.config.pruning.method for cell in table.cells} - {DENSE}
     needs = frozenset().union(*(known.methods[method] for method in methods))
-    errors = _run(table, pending, known, partial(run, needs=needs), options.results, jobs, console)
+    with_needs = partial(run, needs=needs)
+    errors = _run(table, pending, known, with_needs, options.results, jobs, console, devices)
     name = f"{table.name}-selection" if selection.narrows else table.name
     _print_results(name, table, known, options.results, console)
     for cell, message in errors.items():
@@ -132,7 +150,14 @@ def sweep(options: Options, known: Catalogue, run: RunOfSweep, console: Console)
 
 
 def _run(
-    table: Table, pending: list[Cell], known: Catalogue, run: Run, results: Path, jobs: int, console: Console
+    table: Table,
+    pending: list[Cell],
+    known: Catalogue,
+    run: Run,
+    results: Path,
+    jobs: int,
+    console: Console,
+    devices: Sequence[str],
 ) -> dict[Cell, str]:
     errors: dict[Cell, str] = {}
     if not pending:
@@ -140,7 +165,7 @@ def _run(
     began = time.monotonic()
     with (
         Progress(table, pending, known.headlines, results, jobs, console) as progress,
-        closing(execute(pending, run, results, jobs)) as events,
+        closing(execute(pending, run, results, jobs, devices)) as events,
     ):
         for event in events:
             progress.show(event)
@@ -171,12 +196,14 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m vlprune.sweep")
     try:
         from vlprune.pipeline import run
+        from vlprune.preflight import preflight
 
         # A file or a pipe has no width; the tables set it.
         console = Console(width=None if sys.stdout.isatty() else 160)
-        code = sweep(options, catalogue(), run, console)
+        code = sweep(options, catalogue(), run, preflight, console, cuda_devices())
     except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("stopped; finished runs are kept, the same command goes on from here")
     sys.exit(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from vlprune.config import (
     TaskConfig,
     build,
     run_key,
+    typed,
     unknown,
 )
 
@@ -42,22 +42,20 @@ class Catalogue:
     """What exists to choose from.
 
     Attributes:
-        models: names of the embedded models; a directory and a hub id (with a slash) are models as well.
+        models: names of the embedded models; a directory is one as well.
         methods: {pruner: the statistics it wants of the calibration pass that a sweep shares}, without "dense".
-        tasks: {task name: version}.
+        tasks: names of the tasks.
         headlines: {task name: the metric that tables show first}.
         data: names of the embedded data sets; a directory is one as well.
-        model_digest: the digest of the weights of a model, by its name.
-        data_digest: the digest of a data set, by its name.
+        contents: what a config only names.
     """
 
     models: Collection[str]
     methods: Mapping[str, frozenset[str]]
-    tasks: Mapping[str, int]
+    tasks: Collection[str]
     headlines: Mapping[str, str]
     data: Collection[str]
-    model_digest: Callable[[str], str]
-    data_digest: Callable[[str], str]
+    contents: Callable[[RunConfig], Contents]
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table and the key of its record."""
+    """One run of a table, what its config only names, and the key of its record."""
 
     config: RunConfig
+    contents: Contents
     key: str
-    model_digest: str
-    task_version: int
 
     @property
     def row(self) -> tuple[str, str, float]:
@@ -149,20 +146,12 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
     for entry_axes in axes:
         _check_names(entry_axes, catalogue, path.name)
     cells: dict[tuple, Cell] = {}
-    model_digest = cache(lambda model: _digest(catalogue.model_digest, "model", model, path.name))
-    data_digest = cache(lambda data: _digest(catalogue.data_digest, "data set", data, path.name))
     for entry, entry_axes, where in zip(entries, axes, places, strict=True):
         own = _settings({k: v for k, v in entry.items() if k not in AXES}, where)
         for config in _configs(entry_axes, base, by_task, own, where):
             _check_data(config, catalogue, where)
-            dense = config.pruning.method == DENSE
-            contents = Contents(
-                model=model_digest(config.model),
-                calibration="" if dense else data_digest(config.calibration.data),
-                task=data_digest(config.task.data),
-            )
-            version = catalogue.tasks[config.task.name]
-            cell = Cell(config, run_key(config, contents, version), contents.model, version)
+            contents = _contents(config, catalogue, where)
+            cell = Cell(config, contents, run_key(config, contents))
             other = cells.setdefault(cell.place, cell)
             if other.key != cell.key:
                 raise ConfigError(
@@ -207,7 +196,8 @@ def _settings(values: object, where: str) -> Settings:
             if (part, key) in ON_AXES:
                 raise ConfigError(f"{where}: {part}.{key} is set by the list {ON_AXES[part, key]!r} of [[grid]]")
         _check_keys(inner, [f.name for f in fields(cls) if (part, f.name) not in ON_AXES], f"{where}: {part}")
-        build(cls, inner, f"{where}: {part}")
+        # Ranges are checked where the parts are merged: one may depend on a setting of another part.
+        typed(cls, inner, f"{where}: {part}")
     return {part: dict(inner) for part, inner in settings.items()}
 
 
@@ -238,10 +228,8 @@ def _select(axes: list[dict[str, list]], selection: Selection) -> list[dict[str,
 
 def _check_names(axes: Mapping[str, list], catalogue: Catalogue, where: str) -> None:
     for model in axes["models"]:
-        # A name with a slash may be a hub id, which only loading can tell.
-        named = isinstance(model, str) and (model in catalogue.models or "/" in model or Path(model).exists())
-        if not named:
-            raise ConfigError(f"{where}: {unknown('model', str(model), catalogue.models)}, a directory or a hub id")
+        if not isinstance(model, str) or not (model in catalogue.models or Path(model).is_dir()):
+            raise ConfigError(f"{where}: {unknown('model', str(model), catalogue.models)}, or a directory")
     for method in axes["methods"]:
         if method != DENSE and method not in catalogue.methods:
             raise ConfigError(f"{where}: {unknown('method', str(method), (DENSE, *catalogue.methods))}")
@@ -256,11 +244,11 @@ def _check_names(axes: Mapping[str, list], catalogue: Catalogue, where: str) -> 
             raise ConfigError(f"{where}: a seed must be a whole number of at least 0, got {seed!r}")
 
 
-def _digest(of: Callable[[str], str], kind: str, name: str, where: str) -> str:
+def _contents(config: RunConfig, catalogue: Catalogue, where: str) -> Contents:
     try:
-        return of(name)
+        return catalogue.contents(config)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{where}: {kind} {name!r} cannot be used: {error}") from error
+        raise ConfigError(f"{where}: the models and data of a run cannot be read: {error}") from error
 
 
 def _check_data(config: RunConfig, catalogue: Catalogue, where: str) -> None:

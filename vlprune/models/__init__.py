@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from vlprune.config import unknown
 from vlprune.models.base import ModelAdapter
 from vlprune.models.checkpoints import digest, load_directory
 
+# Raised when outputs, losses or task heads of the adapters change, so that runs are made again.
+VERSION = 1
 ZOO = Path(__file__).parent / "zoo"
 
 MODELS: Mapping[str, Path] = {"tiny-blip": ZOO / "tiny-blip", "tiny-xvlm": ZOO / "tiny-xvlm"}
@@ -21,7 +24,7 @@ def find_model(name: str) -> Path:
     """
     path = MODELS.get(name, Path(name))
     if not path.is_dir():
-        raise ValueError(f"unknown model {name!r}: no such directory, and the embedded ones are: {', '.join(MODELS)}")
+        raise ValueError(f"{unknown('model', name, MODELS)}, or a directory")
     return path
 
 
@@ -35,4 +38,4 @@ def model_digest(name: str) -> str:
     return digest(find_model(name))
 
 
-__all__ = ["MODELS", "ModelAdapter", "find_model", "load_model", "model_digest"]
+__all__ = ["MODELS", "VERSION", "ModelAdapter", "find_model", "load_model", "model_digest"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
+from vlprune.config import unknown
 from vlprune.pruners.chita import CHITA, CHITA_PP
 from vlprune.pruners.iterate import iterate, schedule
 from vlprune.pruners.magnitude import L2, LAMP, LOCALMP, OMP, RANDOM
@@ -21,7 +20,5 @@ PRUNERS: dict[str, Pruner] = {
 def get_pruner(name: str) -> Pruner:
     """The method of that name; a ValueError lists what exists."""
     if name not in PRUNERS:
-        close = get_close_matches(name, PRUNERS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else "."
-        raise ValueError(f"unknown method '{name}'{hint} There are: {', '.join(PRUNERS)}")
+        raise ValueError(unknown("method", name, PRUNERS))
     return PRUNERS[name]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +38,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     Columns: model, method ("dense" for the whole model), sparsity (asked, in [0, 1)), seed, task, metric, value, dense
     (the value of the dense model under the same settings, NaN where there is none), retention (value / dense),
     measured_sparsity, seconds (all stages), peak_memory (bytes), data, settings (digest of weights, fine-tuning and
-    task settings: only rows with equal settings are comparable), key (directory of the run).
+    task: only rows with equal settings are comparable), key (directory of the run).
 
     Raises:
         FileNotFoundError: the directory does not exist.
@@ -60,7 +61,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "seconds": sum(record.seconds.values()),
             "peak_memory": record.peak_memory,
             "data": record.config.task.data,
-            "settings": digest(record.model_digest, record.config.finetuning, record.config.task, record.task_version),
+            "settings": _settings(record),
             "key": record.key,
         }
         for record in records
@@ -72,6 +73,13 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     long = long.merge(dense.drop_duplicates(same), on=same, how="left")
     long["retention"] = (long.value / long.dense).where(long.dense != 0)
     return long.reindex(columns=list(COLUMNS))
+
+
+def _settings(record: Record) -> str:
+    # What a run shares with the dense run that it is compared with; data counts by its content.
+    config, contents = record.config, record.contents
+    task = replace(config.task, data=contents.task)
+    return digest(contents.model, contents.model_code, config.finetuning, task, contents.task_code)
 
 
 def floor_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -93,16 +101,22 @@ def rows(long: pd.DataFrame, **equal: object) -> pd.DataFrame:
     return long.loc[keep]
 
 
-def check_comparable(long: pd.DataFrame) -> None:
+def check_comparable(long: pd.DataFrame, apart: Sequence[str] = ()) -> None:
     """Refuses a frame with two runs in one place of a table.
 
+    Args:
+        long: of `frame`.
+        apart: more columns that tell places apart.
+
     Raises:
-        ValueError: two rows of equal model, method, sparsity, seed, task and metric.
+        ValueError: two rows of equal model, method, sparsity, seed, task, metric and values apart.
     """
-    twice = long[long.duplicated(RUN, keep=False)]
+    twice = long.loc[long.duplicated([*RUN, *apart], keep=False)]
     if len(twice):
         first = twice.iloc[0]
+        same = rows(twice, **{column: first[column] for column in (*RUN, *apart)})
         raise ValueError(
             f"several runs of {first.model} {first.method} at sparsity {first.sparsity:g} on {first.task}, "
-            f"seed {first.seed}, with settings {', '.join(sorted(set(twice.settings)))}: keep the rows of one"
+            f"seed {first.seed}, with settings {' and '.join(dict.fromkeys(same.settings))} "
+            f"and keys {' and '.join(same.key)}: keep the rows of one"
         )

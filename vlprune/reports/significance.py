@@ -11,41 +11,41 @@ from scipy import stats
 from vlprune.config import DENSE, unknown
 from vlprune.reports.frame import check_comparable, rows
 
-COLUMNS = ("model", "task", "metric", "sparsity", "method", "pairs", "difference", "low", "high", "p")
+PLACE = ["model", "task", "data", "settings", "metric", "sparsity"]
+COLUMNS = [*PLACE, "method", "pairs", "difference", "low", "high", "p"]
 MOST_PAIRS = 16
 
 
 def compare(df: pd.DataFrame, baseline: str = "omp") -> pd.DataFrame:
-    """Differences of every method to a baseline, paired by seed, per model, task, metric and sparsity.
+    """Differences of every method to a baseline, paired by seed, per model, task, data, settings, metric and sparsity.
 
     Both runs of a pair share their seed, so the interval speaks of calibration and fine-tuning noise on one test set,
     not of other test sets. With one seed there is a difference, but neither an interval nor a p-value.
 
     Args:
-        df: of `load_results`, with one run per place and seed.
+        df: of `load_results`, with one run per place and seed; runs on other data or with other settings are apart.
         baseline: the method to compare with; the dense model is never compared.
 
     Returns:
-        model, task, metric, sparsity, method, pairs (seeds that both have), difference (mean of method - baseline), low
-        and high (95 % interval of Student's t), p (exact two-sided sign-flip test, at best 2 / 2**pairs); the last
-        three are NaN below 2 pairs.
+        model, task, data, settings, metric, sparsity, method, pairs (seeds that both have), difference (mean of
+        method - baseline), low and high (95 % interval of Student's t), p (exact two-sided sign-flip test, at best
+        2 / 2**pairs); the last three are NaN below 2 pairs.
 
     Raises:
         ValueError: the baseline is not among the methods, two runs in one place, or more than 16 seeds.
     """
-    check_comparable(df)
+    check_comparable(df, ("data", "settings"))
     pruned = df.loc[df.method != DENSE]
     if baseline not in set(pruned.method):
         raise ValueError(unknown("baseline", baseline, pruned.method.unique()))
-    place = ["model", "task", "metric", "sparsity"]
-    reference = rows(pruned, method=baseline).set_index([*place, "seed"]).value
-    others = pruned.loc[pruned.method != baseline].join(reference.rename("reference"), on=[*place, "seed"], how="inner")
+    reference = rows(pruned, method=baseline).set_index([*PLACE, "seed"]).value
+    others = pruned.loc[pruned.method != baseline].join(reference.rename("reference"), on=[*PLACE, "seed"], how="inner")
     compared = []
-    for key, pairs in others.groupby([*place, "method"], sort=False):
+    for key, pairs in others.groupby([*PLACE, "method"], sort=False):
         assert isinstance(key, tuple)
         difference = (pairs.value - pairs.reference).to_numpy()
         compared.append((*key, len(difference), difference.mean(), *_interval(difference), sign_flip(difference)))
-    return pd.DataFrame(compared, columns=list(COLUMNS))
+    return pd.DataFrame(compared, columns=COLUMNS)
 
 
 def _interval(difference: np.ndarray) -> tuple[float, float]:
