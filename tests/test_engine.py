@@ -179,6 +179,7 @@ def test_closing_stops_the_workers(tmp_path):
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 import fake_pipeline
@@ -186,6 +187,8 @@ from vlprune.engine import execute
 from vlprune.table import load_table
 
 if __name__ == "__main__":
+    # A job in the background starts with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     root = Path(sys.argv[1])
     table = load_table(root / "t.toml", fake_pipeline.catalogue())
     for event in execute(table.cells, fake_pipeline.run_slow, root, jobs=2):
@@ -225,6 +228,7 @@ def test_the_end_of_the_parent_loses_only_the_running_cell(tmp_path, how):
         wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
     finally:
         parent.kill()
+        parent.communicate()
     if how == signal.SIGINT:
         assert errors.count("Traceback") == 1  # the parent's; a worker says nothing
         assert parent.returncode != 0
