@@ -103,7 +103,7 @@ class ModelAdapter(nn.Module):
         """Next-token logits (n, length, vocabulary) of a causal decoder that looks at memory (n, t, width)."""
 
     @abstractmethod
-    def tokenize(self, texts: Sequence[str], max_words: int = MAX_WORDS) -> Tokens:
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Encoder input: special tokens as the family puts them, right-padded, on the model's device."""
 
     @property
@@ -112,9 +112,9 @@ class ModelAdapter(nn.Module):
         """First token of the decoder."""
 
     @property
-    @abstractmethod
     def end_id(self) -> int:
-        """Last token of the decoder."""
+        """Last token of the decoder, [SEP]."""
+        return self.token_id("[SEP]")
 
     @abstractmethod
     def layer_of(self, parameter: str) -> str:
@@ -216,14 +216,14 @@ class ModelAdapter(nn.Module):
         tokens = self.tokenize(texts)
         return TextStates(tokens, self.encode_tokens(tokens))
 
-    def target_tokens(self, texts: Sequence[str], prefix: str = "", max_words: int = MAX_WORDS) -> tuple[Tokens, int]:
+    def target_tokens(self, texts: Sequence[str], prefix: str = "") -> tuple[Tokens, int]:
         """Decoder sequences start, prefix, text, end; and the length of start + prefix, which is given."""
-        given = [self.start_id, *self._pieces([prefix], MAX_WORDS)[0]] if prefix else [self.start_id]
-        rows = [[*given, *pieces, self.end_id] for pieces in self._pieces(texts, max_words)]
+        given = [self.start_id, *self._pieces([prefix])[0]] if prefix else [self.start_id]
+        rows = [[*given, *pieces, self.end_id] for pieces in self._pieces(texts)]
         return self._to_device(pad(rows, self.token_id("[PAD]"))), len(given)
 
-    def _pieces(self, texts: Sequence[str], max_words: int) -> list[list[int]]:
-        return word_ids(self.tokenizer, texts, max_words, MAX_WORDS - 2)
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        return word_ids(self.tokenizer, texts, MAX_WORDS, MAX_WORDS - 2)
 
     def _to_device(self, tokens: Tokens) -> Tokens:
         return Tokens(tokens.ids.to(self.device), tokens.valid.to(self.device))
@@ -333,7 +333,7 @@ class ModelAdapter(nn.Module):
     def generate(self, images: Sequence[Image.Image], *, num_beams: int, max_length: int, min_length: int) -> list[str]:
         """One caption an image; lengths in tokens, prompt included."""
         memory = self.encode_images(self.pixels(images)).repeat_interleave(num_beams, 0)
-        prompt = [self.start_id, *self._pieces([self.prompt], MAX_WORDS)[0]]
+        prompt = [self.start_id, *self._pieces([self.prompt])[0]]
 
         def step(ids: Tensor, cache: EncoderDecoderCache) -> Tensor:
             tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))

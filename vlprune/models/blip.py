@@ -13,7 +13,7 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from vlprune.batch import Batch
-from vlprune.models.base import MAX_WORDS, Config, ModelAdapter, TextStates, attention_bias, causal_bias
+from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias
 from vlprune.models.text import Tokens, pad
 
 TIED = ("embeddings", "crossattention", "intermediate", "output")
@@ -107,21 +107,16 @@ class BLIP(ModelAdapter):
             hidden = _layer(layer, hidden, bias, memory, memory_bias, cache)
         return self.text_decoder.cls(hidden)
 
-    def tokenize(self, texts: Sequence[str], max_words: int = MAX_WORDS) -> Tokens:
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
         """[CLS] pieces [SEP]."""
         cls, sep = self.token_id("[CLS]"), self.end_id
-        rows = [[cls, *pieces, sep] for pieces in self._pieces(texts, max_words)]
+        rows = [[cls, *pieces, sep] for pieces in self._pieces(texts)]
         return self._to_device(pad(rows, self.token_id("[PAD]")))
 
     @property
     def start_id(self) -> int:
         """[DEC]."""
         return self.token_id("[DEC]")
-
-    @property
-    def end_id(self) -> int:
-        """[SEP]."""
-        return self.token_id("[SEP]")
 
     # ---- the graph ----
 

@@ -14,7 +14,7 @@ from transformers import BertConfig, CLIPVisionConfig, CLIPVisionModel, EncoderD
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertOnlyMLMHead
 
 from vlprune.batch import Batch
-from vlprune.models.base import MAX_WORDS, Config, ModelAdapter, TextStates, attention_bias, causal_bias
+from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias
 from vlprune.models.text import Tokens, pad
 
 MASK_PROBABILITY = 0.25
@@ -149,20 +149,15 @@ class XVLM(ModelAdapter):
         """ITM logit of n pairs, (n,)."""
         return self.itm_head(self.fuse(texts, image_tokens)[:, 0])[:, 1]
 
-    def tokenize(self, texts: Sequence[str], max_words: int = MAX_WORDS) -> Tokens:
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
         """[CLS] pieces, without [SEP]."""
-        rows = [[self.start_id, *pieces] for pieces in self._pieces(texts, max_words)]
+        rows = [[self.start_id, *pieces] for pieces in self._pieces(texts)]
         return self._to_device(pad(rows, self.token_id("[PAD]")))
 
     @property
     def start_id(self) -> int:
         """[CLS]."""
         return self.token_id("[CLS]")
-
-    @property
-    def end_id(self) -> int:
-        """[SEP]."""
-        return self.token_id("[SEP]")
 
     # ---- the graph ----
 
