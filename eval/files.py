@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.base import Example, Prediction
-
-
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Writes JSON lines, all of them or none: the file appears under its name when it is complete."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for prediction in predictions:
-                file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+from eval.base import Example
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
