@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlprune import selection
-from vlprune.selection import WITHIN, select, select_counts, select_counts_many, select_lowest, select_many
+from vlprune.selection import (
+    WITHIN,
+    select,
+    select_counts,
+    select_counts_many,
+    select_lowest,
+    select_many,
+    select_pattern,
+)
 
 MODALITY = {"a": "vision", "b": "text", "c": "vision", "d": "fusion"}
 SPARSITIES = [0.0, 0.1, 0.29, 0.5, 0.63, 0.75, 0.9, 0.999]
@@ -167,3 +175,30 @@ def test_a_gpu_selects_the_same(within):
     on_gpu = select({name: values.cuda() for name, values in scores.items()}, 0.63, within, MODALITY)
     for name, mask in select(scores, 0.63, within, MODALITY).items():
         assert torch.equal(mask, on_gpu[name].cpu())
+
+
+def test_a_pattern_keeps_the_highest_of_every_group_of_inputs():
+    scores = {"a": torch.tensor([[4.0, 1.0, 3.0, 2.0, 5.0, 5.0, 5.0, 5.0]]), "b": torch.tensor([[0.0, -1.0, 2.0, 1.0]])}
+    kept = select_pattern(scores, 2, 4)
+    assert kept["a"].tolist() == [[True, False, True, False, False, False, True, True]]  # of equal ones, the first goes
+    assert kept["b"].tolist() == [[False, False, True, True]]
+    assert select_pattern(scores, 1, 2)["a"].tolist() == [[True, False, True, False, False, True, False, True]]
+
+
+@pytest.mark.parametrize(("kept", "of"), [(2, 4), (4, 8), (1, 3)])
+def test_a_pattern_holds_in_every_group(kept, of):
+    generator = torch.Generator().manual_seed(0)
+    scores = {"a": torch.randn(500, 24 * 7, generator=generator), "b": torch.randn(3, 48, generator=generator).round()}
+    for name, mask in select_pattern(scores, kept, of).items():
+        groups, values = mask.view(-1, of), scores[name].view(-1, of)
+        assert (groups.sum(1) == kept).all()
+        assert (values.masked_fill(~groups, torch.inf).amin(1) >= values.masked_fill(groups, -torch.inf).amax(1)).all()
+
+
+def test_patterns_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="layer 'b': 6 inputs cannot be cut into groups of 4"):
+        select_pattern({"a": torch.ones(2, 8), "b": torch.ones(2, 6)}, 2, 4)
+    with pytest.raises(ValueError, match="0 < N < M, got 4 of 4"):
+        select_pattern({"a": torch.ones(2, 8)}, 4, 4)
+    with pytest.raises(ValueError, match="layer 'a': scores must be finite"):
+        select_pattern({"a": torch.full((2, 8), torch.nan)}, 2, 4)

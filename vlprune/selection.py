@@ -1,8 +1,9 @@
 """Exact selection of the entries with the lowest scores, over any number of tensors.
 
 The k-th lowest score is found by a radix histogram over the bit patterns of the floats, streamed in chunks: scores are
-never concatenated nor sorted, the memory is that of the bins, and the counts are integers, so that the result depends
-neither on threads nor on the order of summation. Of equal scores, those with the lowest (layer, flat index) go first.
+never concatenated, the memory is that of the bins and of one layer, and the counts are integers, so that the result
+depends neither on threads nor on the order of summation. Of equal scores, those with the lowest (layer, flat index) go
+first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,8 +64,8 @@ def select_many(
         return _select_rows(scores, sparsities)
     groups = _groups(scores, within, modality)
     sizes = [sum(scores[name].numel() for name in group) for group in groups]
-    shares = [_shares(sizes, sparsity).tolist() for sparsity in sparsities]
-    return _select_groups(scores, groups, shares)
+    counts = [shares(sizes, sparsity).tolist() for sparsity in sparsities]
+    return _select_groups(scores, groups, counts)
 
 
 def select_counts(scores: Scores, n_pruned: Mapping[str, int]) -> Kept:
@@ -89,8 +91,8 @@ def select_counts_many(scores: Scores, n_pruned: Sequence[Mapping[str, int]]) ->
         for name, count in allocation.items():
             if not 0 <= count <= scores[name].numel():
                 raise ValueError(f"layer '{name}': cannot prune {count} of {scores[name].numel()} entries")
-    shares = [[allocation[name] for name in scores] for allocation in n_pruned]
-    return _select_groups(scores, [[name] for name in scores], shares)
+    counts = [[allocation[name] for name in scores] for allocation in n_pruned]
+    return _select_groups(scores, [[name] for name in scores], counts)
 
 
 def select_lowest(scores: Scores, n_pruned: int) -> Kept:
@@ -100,6 +102,45 @@ def select_lowest(scores: Scores, n_pruned: int) -> Kept:
     if not 0 <= n_pruned <= total:
         raise ValueError(f"cannot prune {n_pruned} of {total} entries")
     return _select_groups(scores, [list(scores)], [[n_pruned]])[0]
+
+
+def select_pattern(scores: Scores, kept: int, of: int) -> Kept:
+    """Entries to keep where every `of` consecutive inputs of an output node keep the `kept` with the highest scores.
+
+    Args:
+        scores: {layer name: (out, in)}, as in `select_many`; of equal ones, the first goes.
+        kept: of each group, in (0, of).
+        of: size of a group.
+
+    Raises:
+        ValueError: as in `select_many`; a layer whose number of inputs is no multiple of `of`.
+    """
+    _check_dtypes(scores)
+    if not 0 < kept < of:
+        raise ValueError(f"a pattern keeps N of M entries with 0 < N < M, got {kept} of {of}")
+    masks: Kept = {}
+    for name, values in scores.items():
+        if values.shape[1] % of:
+            raise ValueError(f"layer '{name}': {values.shape[1]} inputs cannot be cut into groups of {of}")
+        masks[name] = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+        step = max(1, _CHUNK // of)
+        for mask, groups in zip(masks[name].view(-1, of).split(step), values.reshape(-1, of).split(step)):
+            if not (abs(_array(groups)) < math.inf).all():
+                raise _not_finite(name)
+            _array(mask)[:] = (_ranks(groups) >= of - kept).T
+    return masks
+
+
+def _ranks(groups: Float[Tensor, "n of"]) -> Any:
+    """(of, n) Places of the entries in the ascending order of their group, by comparing every pair: no small sorts."""
+    columns = _array(groups.T.contiguous())
+    ranks = _array(torch.zeros(groups.T.shape, dtype=torch.int16, device=groups.device))
+    for j in range(len(columns)):
+        for i in range(j):
+            first = columns[i] <= columns[j]
+            ranks[j] += first
+            ranks[i] += ~first
+    return ranks
 
 
 def _check_dtypes(scores: Scores) -> None:
@@ -126,7 +167,7 @@ def _groups(scores: Scores, within: str, modality: Mapping[str, str] | None) -> 
     raise ValueError(f"unknown within {within!r}; there are: {', '.join(WITHIN)}")
 
 
-def _shares(sizes: Sequence[int], sparsity: float) -> Int[np.ndarray, " groups"]:
+def shares(sizes: Sequence[int], sparsity: float) -> Int[np.ndarray, " groups"]:
     """Entries to prune in each group: together round(sparsity * N), by largest remainder."""
     quotas = sparsity * np.asarray(sizes, dtype=np.float64)
     counts = np.floor(quotas).astype(np.int64)
@@ -143,51 +184,66 @@ class _Cut:
     n_tied: int
 
 
-def _select_groups(scores: Scores, groups: Sequence[Sequence[str]], shares: Sequence[Sequence[int]]) -> list[Kept]:
-    """Masks for each of `shares`, a list with the number of entries to prune in each group."""
-    kept: list[Kept] = [{} for _ in shares]
+def _select_groups(scores: Scores, groups: Sequence[Sequence[str]], counts: Sequence[Sequence[int]]) -> list[Kept]:
+    """Masks for each of `counts`, a list with the number of entries to prune in each group."""
+    kept: list[Kept] = [{} for _ in counts]
     for i, group in enumerate(groups):
         parts = {name: scores[name] for name in group}
-        for masks, cut in zip(kept, _cuts(parts, [share[i] for share in shares])):
-            masks.update(_apply_cut(parts, cut))
+        cuts = _cuts(parts, [share[i] for share in counts])
+        for masks, part in zip(kept, _apply_cuts(parts, cuts)):
+            masks.update(part)
     return [{name: masks[name] for name in scores} for masks in kept]
 
 
 def _select_rows(scores: Scores, sparsities: Sequence[float]) -> list[Kept]:
     sizes = [size for values in scores.values() for size in [values.shape[1]] * len(values)]
-    shares = [torch.from_numpy(_shares(sizes, sparsity)) for sparsity in sparsities]
-    n_rows = [len(values) for values in scores.values()]
+    pruned = [torch.from_numpy(shares(sizes, sparsity)) for sparsity in sparsities]
     kept: list[Kept] = [{} for _ in sparsities]
-    for i, (name, values) in enumerate(scores.items()):
-        ranks = _row_ranks(name, values)
-        for masks, share in zip(kept, shares):
-            masks[name] = ranks >= share.split(n_rows)[i].to(ranks.device)[:, None]
+    row = 0
+    for name, values in scores.items():
+        for masks in kept:
+            masks[name] = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+        step = max(1, _CHUNK // values.shape[1])
+        for start in range(0, len(values), step):
+            rows = _array(values[start : start + step])
+            ordered = np.sort(rows, axis=1) if isinstance(rows, np.ndarray) else rows.sort(dim=1).values
+            if not (abs(ordered[:, [0, -1]]) < math.inf).all():
+                raise _not_finite(name)
+            for masks, counts in zip(kept, pruned):
+                counts = _array(counts[row : row + len(rows)].to(values.device))
+                _array(masks[name][start : start + step])[:] = _row_mask(rows, ordered, counts)
+            row += len(rows)
     return kept
 
 
-def _row_ranks(name: str, values: Float[Tensor, "out in"]) -> Int[Tensor, "out in"]:
-    """Place of every entry in the ascending order of its row."""
-    ranks = torch.empty(values.shape, dtype=torch.int32, device=values.device)
-    places = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
-    step = max(1, _CHUNK // values.shape[1])
-    for part, rows in zip(ranks.split(step), values.split(step)):
-        if not rows.isfinite().all():
-            raise _not_finite(name)
-        part.scatter_(1, rows.argsort(dim=1, stable=True), places.expand_as(rows))
-    return ranks
+def _row_mask(rows: Any, ordered: Any, counts: Any) -> Any:
+    """Entries to keep of rows (n, in), given the same rows in ascending order and the entries to prune in each (n,)."""
+    cut = ordered[range(len(rows)), (counts - 1).clip(0)][:, None]
+    mask = rows > cut
+    missing = rows.shape[1] - counts - mask.sum(1)  # entries equal to the cut that stay: the last ones
+    tied = missing > 0
+    equal = rows[tied] == cut[tied]
+    mask[tied] |= equal & (equal.cumsum(1) > (equal.sum(1) - missing[tied])[:, None])
+    return mask
 
 
-def _apply_cut(scores: Scores, cut: _Cut) -> Kept:
-    left = cut.n_tied
-    kept: Kept = {}
+def _apply_cuts(scores: Scores, cuts: Sequence[_Cut]) -> list[Kept]:
+    """Masks for each cut, written in one pass over the scores."""
+    left = [cut.n_tied for cut in cuts]
+    kept: list[Kept] = [{} for _ in cuts]
     for name, values in scores.items():
-        kept[name] = (values >= cut.value).contiguous()
-        for mask, chunk in zip(_chunks(kept[name]), _chunks(values)):
-            if left == 0:
-                break
-            tied = (chunk == cut.value).nonzero().flatten()[:left]
-            mask[tied] = False
-            left -= len(tied)
+        for masks in kept:
+            masks[name] = torch.empty(values.shape, dtype=torch.bool, device=values.device)
+        for chunk, *parts in zip(_chunks(values), *(_chunks(masks[name]) for masks in kept)):
+            for i, (part, cut) in enumerate(zip(parts, cuts)):
+                part[:] = chunk >= cut.value
+                if left[i] > 0:
+                    tied = chunk == cut.value
+                    n_tied = int(tied.sum())
+                    if n_tied > left[i]:
+                        tied &= tied.cumsum(0) <= left[i]
+                    part ^= tied
+                    left[i] -= min(n_tied, left[i])
     return kept
 
 
@@ -201,15 +257,14 @@ def _cuts(scores: Scores, counts: Sequence[int]) -> list[_Cut]:
     # For each count: the leading digits of its key, its rank among the entries that share them, and their number.
     found = {count: _descend(first, -(_BINS // 2), count) for count in wanted}
     for shift in range(torch.finfo(dtype).bits - 2 * _DIGIT, -1, -_DIGIT):
-        prefixes = sorted({prefix for prefix, _, _ in found.values()})
-        histograms = {prefix: torch.zeros(_BINS, dtype=torch.int64, device=first.device) for prefix in prefixes}
-        for values in scores.values():
-            for chunk in _chunks(values):
-                keys = _keys(chunk)
-                leading = keys >> (shift + _DIGIT)
-                for prefix, histogram in histograms.items():
-                    digits = (keys[leading == prefix] >> shift) & (_BINS - 1)
-                    histogram += torch.bincount(digits, minlength=_BINS)
+        histograms: dict[int, Tensor] = {prefix: torch.zeros_like(first) for prefix, _, _ in found.values()}
+        edges = [[_value(p << (shift + _DIGIT), dtype) for p in (prefix, prefix + 1)] for prefix in histograms]
+        for values in scores.values() if found else ():
+            keys = _flip(_bits(_between(values, edges)))
+            leading = keys >> (shift + _DIGIT)
+            for prefix, histogram in histograms.items():
+                digits = (keys[leading == prefix] >> shift) & (_BINS - 1)
+                histogram += torch.bincount(digits, minlength=_BINS)
         found = {
             count: _descend(histograms[prefix], prefix << _DIGIT, rank) for count, (prefix, rank, _) in found.items()
         }
@@ -231,19 +286,33 @@ def _descend(histogram: Int[Tensor, " bins"], base: int, rank: int) -> tuple[int
 def _top_digits(name: str, values: Float[Tensor, "*_"]) -> Int[Tensor, " bins"]:
     """Histogram of the leading digits of one layer; NaN and infinity show in the bins beyond the finite ones."""
     histogram = torch.zeros(_BINS, dtype=torch.int64, device=values.device)
-    shift = torch.finfo(values.dtype).bits - _DIGIT
-    for chunk in _chunks(values):
-        histogram += torch.bincount((_keys(chunk) >> shift) + _BINS // 2, minlength=_BINS)
-    limits = torch.tensor([-math.inf, math.inf], dtype=values.dtype)
-    low, high = ((_keys(limits) >> shift) + _BINS // 2).tolist()
+    half, shift = _BINS // 2, torch.finfo(values.dtype).bits - _DIGIT
+    for chunk in values.reshape(-1).split(_CHUNK):
+        counts = torch.bincount(_bits(chunk).bitwise_right_shift_(shift).bitwise_and_(_BINS - 1))
+        histogram[: len(counts)] += counts
+    # As bits, negative numbers come last and count backwards: turning their bins is cheaper than turning every number.
+    histogram = torch.cat([histogram[half:].flip(0), histogram[:half]])
+    limits = _flip(_bits(torch.tensor([-math.inf, math.inf], dtype=values.dtype)))
+    low, high = ((limits >> shift) + half).tolist()
     if histogram[: low + 1].any() or histogram[high:].any():
         raise _not_finite(name)
     return histogram
 
 
-def _keys(values: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Signed integers in the order of the values; adding zero makes -0.0 and 0.0 one key."""
-    return _flip((values + 0.0).view(_INTEGER[values.dtype]))
+def _between(values: Float[Tensor, "*_"], edges: Sequence[Sequence[float]]) -> Float[Tensor, " n"]:
+    """The values in any of the intervals [low, high)."""
+    parts = []
+    for chunk in _chunks(values):
+        inside = False
+        for low, high in edges:
+            inside |= (chunk >= low) & (chunk < high)
+        parts.append(torch.as_tensor(chunk[inside]))
+    return torch.cat(parts)
+
+
+def _bits(values: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The bit patterns, in memory of their own; adding zero makes -0.0 and 0.0 one pattern."""
+    return (values + 0.0).view(_INTEGER[values.dtype])
 
 
 def _value(key: int, dtype: torch.dtype) -> float:
@@ -252,13 +321,18 @@ def _value(key: int, dtype: torch.dtype) -> float:
 
 
 def _flip(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Sign and magnitude to two's complement and back: only negative numbers change."""
+    """Sign and magnitude to two's complement and back, so that integers are in the order of the floats."""
     info = torch.iinfo(bits.dtype)
     return bits ^ ((bits >> (info.bits - 1)) & info.max)
 
 
-def _chunks(values: Tensor) -> Iterator[Tensor]:
-    yield from values.reshape(-1).split(_CHUNK)
+def _chunks(values: Tensor) -> Iterator[Any]:
+    yield from map(_array, values.reshape(-1).split(_CHUNK))
+
+
+def _array(values: Tensor) -> Any:
+    """The same memory, on a CPU as a NumPy array: the comparisons used here then take a seventh of torch's time."""
+    return values.detach().numpy() if values.device.type == "cpu" else values.detach()
 
 
 def _not_finite(name: str) -> ValueError:
