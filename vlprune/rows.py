@@ -1,0 +1,117 @@
+"""Rows: the gradients of every layer, one row a batch, in memory up to a limit and on disk beyond it."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MEMORY_LIMIT = 2 << 30  # bytes
+
+
+class Rows:
+    """Gradient rows (n, p) of layers, to which a row is added at a time.
+
+    Once they are larger than the limit, all rows go to files, one a layer, so that a layer's rows lie together, and are
+    read through memory maps. The files have no name: they go when this object does, or its process, however it ends.
+
+    Args:
+        directory: where the files go; made where it is missing. None: the system's directory for temporary files.
+        memory_limit: bytes of rows that stay in memory.
+    """
+
+    def __init__(self, directory: Path | None = None, memory_limit: int = MEMORY_LIMIT) -> None:
+        self.directory = directory
+        self.memory_limit = memory_limit
+        self._memory: dict[str, list[Tensor]] = {}
+        self._files: dict[str, BinaryIO] = {}
+        self._widths: dict[str, int] = {}
+        self._device = torch.device("cpu")
+        self._n_bytes = 0
+        self._spilled = False
+        weakref.finalize(self, _close, self._files)
+
+    def append(self, layer: str, gradient: Tensor) -> None:
+        """Adds a row: a float32 gradient of any shape, always the same for a layer; it is kept, not copied.
+
+        Raises:
+            OSError: the disk is full; says how much there is and which settings help.
+        """
+        row = gradient.detach().reshape(1, -1)
+        self._device = row.device
+        self._widths[layer] = row.shape[1]
+        self._n_bytes += row.nbytes
+        if not self._spilled and self._n_bytes > self.memory_limit:
+            self._spilled = True
+            for name, rows in self._memory.items():
+                for kept in rows:
+                    self._write(name, kept)
+            self._memory.clear()
+        if self._spilled:
+            self._write(layer, row)
+        else:
+            self._memory.setdefault(layer, []).append(row)
+
+    @property
+    def spilled(self) -> bool:
+        """Whether the rows are on disk."""
+        return self._spilled
+
+    def __getitem__(self, layer: str) -> Tensor:
+        """Rows (n, p) of a layer, float32. On disk they are mapped anew each time: drop them to give memory back."""
+        if not self._spilled:
+            if len(self._memory[layer]) > 1:
+                self._memory[layer] = [torch.cat(self._memory[layer])]
+            return self._memory[layer][0]
+        file = self._files[layer]
+        file.flush()
+        # Private pages: PyTorch has no read-only tensors, and nothing written to them may reach the file.
+        pages = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return torch.from_numpy(np.frombuffer(pages, np.float32)).view(-1, self._widths[layer]).to(self._device)
+
+    def _write(self, layer: str, row: Tensor) -> None:
+        try:
+            if layer not in self._files:
+                if self.directory is not None:
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                self._files[layer] = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115
+            self._files[layer].write(row.cpu().contiguous().numpy().data)
+            self._files[layer].flush()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            where = self.directory or tempfile.gettempdir()
+            raise OSError(
+                errno.ENOSPC,
+                f"no space for {self._n_bytes / 2**30:.2f} GiB of gradient rows in {where}: "
+                "name another directory, allow more memory, or calibrate on fewer batches",
+            ) from error
+
+
+def _close(files: Mapping[str, BinaryIO]) -> None:
+    for file in files.values():
+        file.close()
+
+
+class WithRows(Mapping[str, Tensor]):
+    """The statistics of a layer, of which `grad_rows` is read from its store at every access."""
+
+    def __init__(self, others: Mapping[str, Tensor], rows: Rows, layer: str) -> None:
+        self._others, self._rows, self._layer = others, rows, layer
+
+    def __getitem__(self, statistic: str) -> Tensor:
+        return self._rows[self._layer] if statistic == "grad_rows" else self._others[statistic]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self._others, "grad_rows")
+
+    def __len__(self) -> int:
+        return len(self._others) + 1
