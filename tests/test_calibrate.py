@@ -1,9 +1,32 @@
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import small_model
 
 from vlprune.batch import Batch
-from vlprune.calibrate import collect, load_statistics, save_statistics
+from vlprune.calibrate import _Inputs, collect, load_statistics, save_statistics
+from vlprune.pipeline import compute_masks
+
+# Prints a digest of the masks of methods after a calibration with so many threads.
+MASKS = """
+import hashlib, sys, torch
+from conftest import CAPTIONS, noise_image, small_model
+from vlprune.batch import Batch
+from vlprune.calibrate import collect
+from vlprune.pipeline import compute_masks
+torch.set_num_threads(int(sys.argv[1]))
+model = small_model("blip")
+batches = [Batch([noise_image(5 * i + j) for j in range(5)], CAPTIONS) for i in range(2)]
+stats = collect(model, batches, {"input_sq", "grad"})
+for method in ("multiflow", "omp", "snip", "lamp"):
+    masks = compute_masks(model, method, 0.75, stats=stats)
+    print(method, hashlib.sha256(b"".join(masks[layer.name].numpy().tobytes() for layer in model.graph)).hexdigest())
+"""
 
 
 def test_statistics_have_the_shapes_of_their_layers(model, batch):
@@ -78,7 +101,8 @@ def _hooks(model):
 
 def test_errors_say_what_is_wrong(model, batch):
     with pytest.raises(
-        ValueError, match=r"unknown statistics: hessian; there are: input_sq, grad, grad_rows, row_size"
+        ValueError,
+        match=r"unknown statistic 'hessian'. There are: input_sq, input_outer, grad, grad_sq, grad_rows, row",
     ):
         collect(model, [batch], {"hessian"})
     with pytest.raises(ValueError, match="at least one batch"):
@@ -93,7 +117,7 @@ def test_errors_say_what_is_wrong(model, batch):
 
 
 def test_a_layer_without_input_is_an_error(model, batch, monkeypatch):
-    monkeypatch.setattr(model, "_recorded_images", lambda _: model.encode_images(model.pixels(batch.images)))
+    monkeypatch.setattr(model, "recording", lambda **_: nullcontext())
     with pytest.raises(RuntimeError, match="no input reached layer vision_model"):
         collect(model, [batch], {"input_sq"})
 
@@ -115,3 +139,111 @@ def test_regions_that_are_all_alike_are_left_out(batch):
     lonely = collect(model, [Batch(batch.images, batch.texts, batch.regions[:1])], {"input_sq", "grad"})
     for name, kinds in plain.items():
         assert all(torch.equal(lonely[name][kind], tensor) for kind, tensor in kinds.items())
+
+
+def test_squared_gradients_are_means_over_batches(model, batch):
+    other = Batch(batch.images, batch.texts[::-1], batch.regions)
+    stats = collect(model, [batch, other], {"grad", "grad_sq", "grad_rows"})
+    for kinds in stats.values():
+        rows = kinds["grad_rows"].view(2, *kinds["grad"].shape)
+        torch.testing.assert_close(kinds["grad"], rows.mean(0))
+        torch.testing.assert_close(kinds["grad_sq"], rows.square().mean(0))
+
+
+def test_input_products_by_hand(batch):
+    model = small_model("xvlm")
+    stats = collect(model, [Batch(batch.images, batch.texts)], {"input_outer"})
+    tokens = model.tokenize(batch.texts)
+    embedded = model.text_encoder.embeddings(tokens.ids)[tokens.valid].detach()
+    expected = embedded.T @ embedded / len(batch.texts)
+    torch.testing.assert_close(stats["text_encoder.layer.0.attention.self.query"]["input_outer"], expected)
+
+
+def test_input_squares_are_the_diagonal_of_the_products(model, batch):
+    for kinds in collect(model, [batch, batch], {"input_sq", "input_outer"}).values():
+        torch.testing.assert_close(kinds["input_outer"].diagonal(), kinds["input_sq"], rtol=1e-4, atol=1e-5)
+
+
+def test_finite_differences_follow_the_gradient_along_the_noise(batch):
+    """Over many batches, the mean of |gradient . z| is sqrt(2 / pi) times the norm of the gradient."""
+    model = small_model("blip")
+    name = model.graph.layers[0].name
+    before = model.weight(name).clone()
+    [kinds] = collect(model, [batch] * 30, {"zo_grad", "grad_sq"}, layers=[name]).values()
+    expected = (2 / torch.pi) ** 0.5 * kinds["grad_sq"].sum().sqrt()
+    torch.testing.assert_close(kinds["zo_grad"], expected, rtol=0.4, atol=0)
+    assert torch.equal(model.weight(name), before)
+
+
+def test_a_layer_measures_the_same_alone(model, batch):
+    needs = {"input_sq", "grad", "zo_grad"}
+    name = model.graph.layers[2].name
+    together, alone = (collect(model, [batch], needs, layers=layers) for layers in (None, [name]))
+    assert list(alone) == [name]
+    for kind in needs:
+        torch.testing.assert_close(alone[name][kind], together[name][kind])
+
+
+def test_weights_come_back_after_an_error(model, batch, monkeypatch):
+    before = {layer.name: model.weight(layer.name).clone() for layer in model.graph}
+
+    def fail(*_):
+        raise RuntimeError("no losses")
+
+    monkeypatch.setattr(model, "pretraining_losses", fail)
+    with pytest.raises(RuntimeError, match="no losses"):
+        collect(model, [batch], {"zo_grad"})
+    assert all(torch.equal(model.weight(name), weight) for name, weight in before.items())
+
+
+def test_alignment_weighs_the_contrastive_loss(model, batch):
+    plain, heavy, none = (collect(model, [batch], {"grad"}, alignment=weight) for weight in (1.0, 3.0, 0.0))
+    for name in plain:
+        contrastive = plain[name]["grad"] - none[name]["grad"]
+        torch.testing.assert_close(heavy[name]["grad"], none[name]["grad"] + 3 * contrastive, rtol=1e-3, atol=1e-5)
+    model.scored_losses = tuple(loss for loss in model.scored_losses if loss != "itc")
+    with pytest.raises(ValueError, match="alignment weighs the loss 'itc', which the model does not have; it has: itm"):
+        collect(model, [batch], {"grad"}, alignment=2.0)
+
+
+def test_unknown_layers_are_refused(model, batch):
+    with pytest.raises(ValueError, match=r"unknown layer 'head'. There are: vision_model"):
+        collect(model, [batch], {"input_sq"}, layers=["head"])
+
+
+def test_masks_do_not_depend_on_the_number_of_threads():
+    def masks(n_threads):
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        environment["OMP_WAIT_POLICY"] = "passive"  # threads that spin starve each other where cores are few
+        command = [sys.executable, "-c", MASKS, str(n_threads)]
+        folder = Path(__file__).parent
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    one = masks(1)
+    assert len(one) == 4
+    assert masks(2) == one
+
+
+def test_masks_do_not_depend_on_how_batches_are_cut(model, batch):
+    images, texts = [*batch.images, *batch.images[:3]], [*batch.texts, "a fish", "a bird on a roof", "two blue cats"]
+    cut = [Batch(images[:4], texts[:4]), Batch(images[4:], texts[4:])]
+    masks = [
+        compute_masks(model, "multiflow", 0.75, stats=collect(model, batches, {"input_sq"}))
+        for batches in (cut, [Batch(images, texts)])
+    ]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_sums_of_inputs_do_not_grow_with_the_number_of_batches(model, batch):
+    inputs = _Inputs(model, list(model.graph), outer=True)
+    inputs.active = True
+    sizes = []
+    with inputs.hooked(), torch.no_grad():
+        for _ in range(4):
+            model.calibration_forward(batch)
+            inputs.add()
+            sizes.append(sum(value.nbytes for sums in inputs.sums.values() for value in sums.values()))
+            assert not inputs.reads
+    assert sizes[0] > 0
+    assert set(sizes) == {sizes[0]}

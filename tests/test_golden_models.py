@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from vlprune.calibrate import _InputSquares
+from vlprune.calibrate import _Inputs
 from vlprune.models.base import TextStates
 from vlprune.models.checkpoints import build
 from vlprune.models.generation import beam_search
@@ -168,8 +168,9 @@ def test_calibration_inputs_of_blip(golden, shared):
     if model.family == "xvlm":
         pytest.skip("the reference's vectors of MULTIFLOW are of BLIP")
     expected = load_file(shared / "golden" / "multiflow_blip.safetensors")
-    squares = _InputSquares(model)
-    with squares.recorded(), torch.no_grad():
+    squares = _Inputs(model, list(model.graph), outer=False)
+    squares.active = True
+    with squares.hooked(), torch.no_grad():
         for number in range(3):
             for kind in ("general", "region"):
                 key = f"{kind}.{number}"
@@ -181,11 +182,12 @@ def test_calibration_inputs_of_blip(golden, shared):
                 ids[:, 0] = model.start_id
                 with model.recording(decoder=tokens.valid):
                     model.decode("caption", Tokens(ids, tokens.valid), images, None)
+    squares.add()
     compared = 0
     for name, vector in expected.items():
         if name.startswith("sqnorm."):
             layer = model.layer_of(ours("blip", name.removeprefix("sqnorm.")))
-            torch.testing.assert_close(squares.mean(layer), vector, atol=1e-5, rtol=2e-5)
+            torch.testing.assert_close(squares.means(layer)["input_sq"], vector, atol=1e-5, rtol=2e-5)
             compared += 1
     assert compared == len(model.graph)
 

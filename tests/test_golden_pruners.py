@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from vlprune.pruners import PRUNERS, iterate, prune_masks, schedule
 from vlprune.pruners.chita import block_boundaries, solve_support
-from vlprune.selection import select, select_lowest
+from vlprune.selection import select, select_counts, select_lowest
 
 HERE = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
@@ -88,6 +88,9 @@ def test_magnitudes_within_layers_and_modalities(baselines, prefix, within):
         kept = select(magnitudes, sparsity, within, modality)
         groups = [[name] for name in names] if within == "layer" else [names[:12], names[12:]]
         for group in groups:
+            of_group = {name: magnitudes[name] for name in group}
+            at_its_count = select_lowest(of_group, int(sparsity * sum(weight.numel() for weight in of_group.values())))
+            assert all(torch.equal(at_its_count[name], reference[name].bool()) for name in group)
             assert_differs_only_by_counts({n: kept[n] for n in group}, reference, most=1)
         if within == "layer":
             [localmp] = prune_masks(PRUNERS["localmp"], magnitudes, {}, sparsities=[sparsity], modality=modality)
@@ -135,19 +138,43 @@ def test_itersnip(baselines):
 
 
 @needs_shared
+def test_itersnip_step_by_step(baselines):
+    """From the reference's own weights at each step: its scores, and exactly its mask at its count."""
+    vectors, meta = baselines
+    names, _ = names_and_modality(meta)
+    for step, level in enumerate(meta["itersnip_levels"]):
+        weights = tensors(vectors, f"itersnip.step{step}.weight", names)
+        sums = tensors(vectors, f"itersnip.step{step}.gradsum", names)
+        scores = {
+            name: PRUNERS["itersnip"].score(weights[name], {"grad": sums[name] / meta["snip_reduce_by"]})
+            for name in names
+        }
+        total = sum(score.double().sum() for score in scores.values())
+        for name, reference in tensors(vectors, f"itersnip.step{step}.score", names).items():
+            torch.testing.assert_close((scores[name] / total).float(), reference, rtol=1e-5, atol=0)
+        at_its_count = select_lowest(scores, int(level * sum(score.numel() for score in scores.values())))
+        reference = tensors(vectors, f"itersnip.step{step}.mask", names)
+        assert all(torch.equal(at_its_count[name], reference[name].bool()) for name in names)
+
+
+@needs_shared
 def test_multiflow(flow):
     vectors, meta = flow
     names = [param["name"] for param in meta["params"]]
     modality = {param["name"]: param["modality"] for param in meta["params"]}
     weights = tensors(vectors, "weight", names)
     stats = {name: {"input_sq": value} for name, value in tensors(vectors, "sqnorm", names).items()}
+    scores = {name: PRUNERS["multiflow"].score(weights[name], stats[name]) for name in names}
     for name in names:
-        score = PRUNERS["multiflow"].score(weights[name], stats[name])
-        torch.testing.assert_close(score, vectors[f"score.{name}"], rtol=1e-6, atol=0)
+        torch.testing.assert_close(scores[name], vectors[f"score.{name}"], rtol=1e-6, atol=0)
     ours = prune_masks(PRUNERS["multiflow"], weights, stats, sparsities=list(SPARSITIES.values()), modality=modality)
     for key, masks in zip(SPARSITIES, ours):
+        reference = tensors(vectors, f"mask{key}", names)
+        n_pruned = {name: int((~mask.bool()).sum()) for name, mask in reference.items()}
+        at_its_counts = select_counts(scores, n_pruned)
+        assert all(torch.equal(at_its_counts[name], reference[name].bool()) for name in names)
         for name in names:  # in every layer the count may be off by its truncation and by that of the prior
-            assert_differs_only_by_counts({name: masks[name]}, {name: vectors[f"mask{key}.{name}"]}, most=2)
+            assert_differs_only_by_counts({name: masks[name]}, reference, most=2)
 
 
 def test_lamp_scores_with_ties_and_zeros():
@@ -242,3 +269,18 @@ def test_chita_on_a_model(lam):
         case |= common | {"blocks": common["block_list"]}
         # float32 solves of the reference are unstable for the small ridge: values are loose there, supports are not.
         assert_agrees_with_reference(case, tolerance=1e-4 if lam == "0.01" else 0.15)
+
+
+@needs_shared
+def test_chita_in_steps_on_a_model():
+    """Every step of CHITA++ from the reference's weights at that step, whose dead entries stay dead."""
+    vectors = np.load(SHARED / "chita_blip.npz")
+    for step in range(3):
+        keys = ("w", "A", "alpha", "k", "lambda2", "w_pruned")
+        case = {key: vectors[f"chitapp_75_lam0.01_step{step}.{key}"] for key in keys}
+        case["blocks"] = vectors[f"chitapp_75_lam0.01_step{step}.block_list"]
+        assert_agrees_with_reference(case, tolerance=1e-4)
+        # What the step keeps is what the next one starts from.
+        if step < 2:
+            following = vectors[f"chitapp_75_lam0.01_step{step + 1}.w"]
+            assert np.array_equal(following, case["w_pruned"])

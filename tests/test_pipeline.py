@@ -47,7 +47,7 @@ def test_every_task_scores_a_dense_run(config, task, tmp_path):
 def test_one_calibration_pass_serves_all_methods(config, tmp_path, monkeypatch):
     passes = []
     collect = pipeline.collect
-    monkeypatch.setattr(pipeline, "collect", lambda *a: passes.append(a[2]) or collect(*a))
+    monkeypatch.setattr(pipeline, "collect", lambda *a, **k: passes.append(a[2]) or collect(*a, **k))
     needs = {"input_sq", "grad"}
     for method in ("omp", "multiflow", "snip", "multiflow"):
         for sparsity in (0.63, 0.9):

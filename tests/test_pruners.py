@@ -1,5 +1,6 @@
 """One contract for every method of PRUNERS, and one case worked by hand for each."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -9,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlprune.config import CalibrationConfig
 from vlprune.masks import sparsity as measured
-from vlprune.pruners import PRUNERS, STATISTICS, Pruner, get_pruner, iterate, prune_masks, schedule
+from vlprune.pruners import PRUNERS, STATISTICS, STEPS, Pruner, get_pruner, iterate, prune_masks, schedule
 from vlprune.pruners.chita import block_boundaries, chita_update, solve, solve_support
 from vlprune.pruners.multiflow import modality_prior
 from vlprune.pruners.pruner import layer_seed
@@ -19,10 +21,16 @@ SHAPES = {"eyes.0": (24, 16), "eyes.1": (16, 24), "words": (8, 40), "both": (30,
 MODALITY = {"eyes.0": "vision", "eyes.1": "vision", "words": "text", "both": "fusion"}
 SPARSITIES = [0.0, 0.63, 0.75, 0.9, 0.999]
 N_ROWS = 5
+MOVE_WEIGHTS = {"chita", "chita++", "sparsegpt"}
 
 every_pruner = pytest.mark.parametrize("pruner", PRUNERS.values(), ids=PRUNERS.keys())
 score_based = pytest.mark.parametrize("pruner", [p for p in PRUNERS.values() if p.score], ids=lambda p: p.name)
-iterative = pytest.mark.parametrize("pruner", [p for p in PRUNERS.values() if p.iterative], ids=lambda p: p.name)
+searching = pytest.mark.parametrize("pruner", [p for p in PRUNERS.values() if p.search], ids=lambda p: p.name)
+with_pattern = pytest.mark.parametrize("pruner", [p for p in PRUNERS.values() if p.takes_pattern], ids=lambda p: p.name)
+without_pattern = pytest.mark.parametrize(
+    "pruner", [p for p in PRUNERS.values() if not p.takes_pattern], ids=lambda p: p.name
+)
+iterative = pytest.mark.parametrize("pruner", [p for p in PRUNERS.values() if p.search is STEPS], ids=lambda p: p.name)
 
 
 def random_weights(seed=0):
@@ -39,7 +47,15 @@ def random_stats(seed=1):
         grad = rows.mean(dim=0).view(n_out, n_in)
         stats[name] = {"input_sq": torch.rand(n_in, generator=generator) * 50, "grad": grad, "grad_rows": rows}
         stats[name]["row_size"] = torch.tensor(8.0)
+        inputs = torch.randn(40, n_in, generator=generator)
+        stats[name]["input_outer"] = inputs.T @ inputs
+        stats[name]["grad_sq"] = rows.square().mean(dim=0).view(n_out, n_in)
+        stats[name]["zo_grad"] = torch.rand((), generator=generator)
     return stats
+
+
+def inputs():
+    return random_weights(), random_stats()
 
 
 def full(value):
@@ -50,6 +66,9 @@ def full(value):
             "grad": torch.full((n_out, n_in), value),
             "grad_rows": torch.full((N_ROWS, n_out * n_in), value),
             "row_size": torch.tensor(8.0),
+            "grad_sq": torch.full((n_out, n_in), value),
+            "input_outer": torch.full((n_in, n_in), value),
+            "zo_grad": torch.tensor(value),
         }
         for name, (n_out, n_in) in SHAPES.items()
     }
@@ -87,7 +106,7 @@ def assert_equal(a, b):
 
 def test_the_table_names_every_method():
     wanted = ["random", "omp", "localmp", "l2", "lamp", "snip", "itersnip", "multiflow", "chita", "chita++"]
-    assert set(wanted) <= set(PRUNERS)
+    assert set(wanted) | {"obd", "tamt", "wanda", "ecoflap", "sparsegpt"} <= set(PRUNERS)
     assert all(name == pruner.name for name, pruner in PRUNERS.items())
 
 
@@ -100,7 +119,7 @@ def test_counts_shapes_and_types(pruner):
 @every_pruner
 def test_only_methods_that_move_weights_give_weights(pruner):
     [masks] = prune(pruner, random_weights(), random_stats(), [0.63])
-    assert (masks.weights is not None) == (pruner.update is not None)
+    assert (masks.weights is not None) == (pruner.name in MOVE_WEIGHTS)
 
 
 @every_pruner
@@ -203,6 +222,86 @@ def test_a_pruner_that_makes_no_sense_is_refused():
     ):
         replace(PRUNERS["snip"], needs=frozenset({"hessian"}))
     assert set().union(*(pruner.needs for pruner in PRUNERS.values())) <= set(STATISTICS)
+
+
+# --- patterns -------------------------------------------------------------------------------------------------------
+
+
+@with_pattern
+@pytest.mark.parametrize("pattern", ["1:2", "2:4", "4:8"])
+def test_a_pattern_keeps_n_of_every_m_inputs(pruner, pattern):
+    weights, stats = ({name: value for name, value in of.items() if name != "both"} for of in inputs())
+    n, m = (int(number) for number in pattern.split(":"))
+    [masks] = prune(pruner, weights, stats, [0.5], pattern=pattern)
+    scores = {name: pruner.score(weights[name], {**stats[name], "seed": torch.tensor(0)}) for name in weights}
+    for name, mask in masks.items():
+        groups = mask.view(len(mask), -1, m)
+        assert (groups.sum(dim=2) == n).all()
+        if pruner.name != "random":
+            of = scores[name].view(groups.shape)
+            worst_kept = of.masked_fill(~groups, torch.inf).amin(dim=2)
+            assert (worst_kept >= of.masked_fill(groups, -torch.inf).amax(dim=2)).all()
+
+
+@with_pattern
+def test_a_pattern_that_does_not_fit_is_refused(pruner):
+    with pytest.raises(ValueError, match="layer 'both'"):  # 10 inputs
+        prune(pruner, *inputs(), [0.5], pattern="2:4")
+    with pytest.raises(ValueError, match=r"the sparsity of pattern 1:4 must be 0.75, got 0.5"):
+        prune(pruner, *inputs(), [0.75, 0.5], pattern="1:4")
+    with pytest.raises(ValueError, match="a pattern must be N:M"):
+        prune(pruner, *inputs(), [0.5], pattern="4:2")
+
+
+@without_pattern
+def test_other_methods_refuse_a_pattern(pruner):
+    with pytest.raises(ValueError, match=rf"method '{re.escape(pruner.name)}' takes no pattern: only methods that"):
+        prune(pruner, *inputs(), [0.5], pattern="1:2")
+
+
+# --- searches -------------------------------------------------------------------------------------------------------
+
+
+@searching
+@pytest.mark.parametrize("sparsity", [0.0, 0.63, 0.75, 0.999])
+def test_a_search_prunes_exactly_and_leaves_the_weights(pruner, sparsity):
+    def search():
+        weights = random_weights()
+        steps, _ = pruner.search.plan(CalibrationConfig(steps=2, step_batches=2))
+        masks = pruner.search.run(pruner, weights, measure, sparsity=sparsity, steps=steps, modality=MODALITY, seed=0)
+        assert all(torch.equal(weights[name], weight) for name, weight in random_weights().items())
+        return masks
+
+    def measure(current, step, layers=None):
+        assert list(current) == list(SHAPES)
+        stats = random_stats(seed=20 + step)
+        return {name: {need: stats[name][need] for need in pruner.needs} for name in layers or SHAPES}
+
+    masks = search()
+    assert_well_formed(masks, sparsity)
+    assert_equal(masks, search())
+
+
+@searching
+def test_a_search_refuses_statistics_that_are_missing(pruner):
+    with pytest.raises(
+        ValueError, match=rf"method '{re.escape(pruner.name)}' needs the statistic '\w+' of layer 'eyes.0'"
+    ):
+        pruner.search.run(
+            pruner,
+            random_weights(),
+            lambda current, step, layers=None: {},
+            sparsity=0.5,
+            steps=1,
+            modality=MODALITY,
+            seed=0,
+        )
+
+
+def test_a_search_plans_its_batches():
+    calibration = CalibrationConfig(n_batches=5, steps=3, step_batches=2)
+    plans = {name: pruner.search.plan(calibration) for name, pruner in PRUNERS.items() if pruner.search}
+    assert plans == {"itersnip": (3, 2), "chita++": (3, 2), "sparsegpt": (1, 5), "tamt": (6, 1)}
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
@@ -338,6 +437,11 @@ def test_snip_is_the_absolute_gradient_times_weight():
     assert PRUNERS["itersnip"].score(WEIGHT, {"grad": grad}).tolist() == [[3.0, 2.0], [0.0, 3.0]]
 
 
+def test_obd_is_half_the_curvature_times_the_squared_weight():
+    grad_sq = torch.tensor([[1.0, 0.5], [7.0, 0.25]])
+    assert PRUNERS["obd"].score(WEIGHT, {"grad_sq": grad_sq}).tolist() == [[4.5, 4.0], [0.0, 18.0]]
+
+
 def test_multiflow_multiplies_the_edge_with_its_two_nodes():
     # Roots (2, 1): flow [[6, 4], [0, 12]], outputs (5, 6), inputs (3, 8).
     score = PRUNERS["multiflow"].score(WEIGHT, {"input_sq": torch.tensor([4.0, 1.0])})
@@ -346,7 +450,7 @@ def test_multiflow_multiplies_the_edge_with_its_two_nodes():
 
 def test_multiflow_takes_layer_counts_from_magnitudes_within_the_modality():
     weights = {"eyes.0": WEIGHT, "eyes.1": WEIGHT / 100, "words": WEIGHT / 1000}
-    [counts] = modality_prior(weights, MODALITY, [0.5])
+    [counts] = modality_prior(weights, {}, MODALITY, [0.5])
     assert counts == {"eyes.0": 1, "eyes.1": 3, "words": 2}
     # The scores decide within a layer: input 1 of eyes.0 is silent, so an edge of it goes and not the smallest one.
     stats = {name: {"input_sq": torch.tensor([1.0, 1.0])} for name in weights}

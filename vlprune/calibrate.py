@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +14,20 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from vlprune.batch import Batch
-from vlprune.graph import LayerGraph
+from vlprune.config import unknown
+from vlprune.graph import BipartiteLayer, LayerGraph
+from vlprune.rows import Rows, WithRows
 
-Statistics = dict[str, dict[str, Tensor]]
+Statistics = dict[str, Mapping[str, Tensor]]
 # Raised when the values of a statistic change, so that what was measured before is not read again.
-STATISTICS_VERSION = 1
-STATISTICS = ("input_sq", "grad", "grad_rows", "row_size")
+STATISTICS_VERSION = 2
+STATISTICS = ("input_sq", "input_outer", "grad", "grad_sq", "grad_rows", "row_size", "zo_grad")
+# Rows of gradients are too large for a cache: they are measured where they are needed.
+UNCACHED = frozenset({"grad_rows", "row_size"})
+INPUTS = frozenset({"input_sq", "input_outer"})
+GRADIENTS = frozenset({"grad", "grad_sq", "grad_rows"})
+ALIGNMENT = "itc"  # the loss that `alignment` weighs
+EPSILON = 1e-3  # of the finite difference, as in Sung et al. 2024
 
 
 class Calibrated(Protocol):
@@ -37,82 +47,208 @@ class Calibrated(Protocol):
     def calibration_forward(self, batch: Batch) -> None: ...  # noqa: D102
 
 
-def collect(model: Calibrated, batches: Iterable[Batch], needs: Set[str], seed: int = 0) -> Statistics:
-    """Statistics of every layer of the model's graph; the model is as before.
+def collect(
+    model: Calibrated,
+    batches: Iterable[Batch],
+    needs: Set[str],
+    seed: int = 0,
+    *,
+    alignment: float = 1.0,
+    layers: Collection[str] | None = None,
+    rows: Rows | None = None,
+) -> Statistics:
+    """Statistics of the layers of the model's graph; the model is as before.
+
+    Sums run batch by batch, so that memory does not grow with their number, except for `grad_rows`.
+    On a CPU the last bits of gradients depend on the number of threads; those of the inputs did not in our tests.
 
     Args:
         model: a ModelAdapter in eval mode.
         batches: image-text pairs.
         needs: names of statistics:
             input_sq: (in,), sum of the squared valid inputs of each input node over the number of sequences.
-            grad: (out, in), mean over the batches of the gradient of the summed pretraining losses.
+            input_outer: (in, in), the same of the products of two inputs; input_sq is its diagonal.
+            grad: (out, in), mean over the batches of the gradient of the loss.
+            grad_sq: (out, in), mean over the batches of the squared gradient.
             grad_rows: (n batches, out · in), the gradient of each batch.
             row_size: (), mean number of pairs and regions of a batch, the samples behind a row of `grad_rows`.
-        seed: of what the losses draw, such as hard negatives and masked words.
+            zo_grad: (), mean over the batches of |L(W + eps z) − L(W − eps z)| / (2 eps) with noise z ~ N(0, 1) on this
+                layer alone and eps 1e-3, a gradient without backward passes (Sung et al. 2024, arXiv:2310.02998).
+        seed: of what the losses draw, such as hard negatives and masked words, and of the noise.
+        alignment: weight of the ITC loss in the sum of the model's pretraining losses that is differentiated.
+        layers: names of those to measure; None: all.
+        rows: where `grad_rows` are kept; None: in memory up to a limit, then in the system's temporary directory.
 
     Raises:
-        ValueError: an unknown statistic; no batches.
+        ValueError: an unknown statistic or layer; no batches; an alignment for a model without that loss.
         RuntimeError: a layer that no input or no gradient reached; a value that is not finite.
     """
-    if unknown := set(needs) - set(STATISTICS):
-        raise ValueError(f"unknown statistics: {', '.join(sorted(unknown))}; there are: {', '.join(STATISTICS)}")
-    layers = model.graph.layers
-    weights = [model.weight(layer.name) for layer in layers]
-    wants_grad = bool(needs & {"grad", "grad_rows"})
-    inputs = _InputSquares(model)
-    total = [torch.zeros_like(weight) for weight in weights] if "grad" in needs else []
-    rows: list[list[Tensor]] = [[] for _ in layers]
+    for name in sorted(set(needs) - set(STATISTICS)):
+        raise ValueError(unknown("statistic", name, STATISTICS))
+    measured = _layers(model.graph, layers)
+    loss = _Loss(model, alignment)
+    inputs = _Inputs(model, measured, outer="input_outer" in needs)
+    gradients = _Gradients([(layer.name, model.weight(layer.name)) for layer in measured], needs, rows)
+    noise = _ZerothOrder(model, measured, loss, seed)
     generator = torch.Generator().manual_seed(seed)
     n_batches = n_samples = 0
-    with inputs.recorded() if "input_sq" in needs else nullcontext():
+    with inputs.hooked() if needs & INPUTS else nullcontext():
         for batch in batches:
-            n_batches += 1
             n_samples += len(batch.images) + (len(batch.regions) if model.uses_regions else 0)
-            if not wants_grad:
+            inputs.active = True
+            if needs & GRADIENTS:
+                gradients.add(loss(batch, generator), n_batches)
+            elif needs & INPUTS:
                 with torch.no_grad():
                     model.calibration_forward(batch)
-                continue
-            losses = model.pretraining_losses(batch, generator)
-            loss = torch.stack([losses[name] for name in model.scored_losses]).sum()
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            for i, (layer, gradient) in enumerate(zip(layers, gradients, strict=True)):
-                if gradient is None:
-                    raise RuntimeError(f"layer {layer.name} has no part in the losses {', '.join(model.scored_losses)}")
-                if not torch.isfinite(gradient).all():
-                    raise RuntimeError(f"the gradient of layer {layer.name} is not finite in batch {n_batches - 1}")
-                if "grad" in needs:
-                    total[i] += gradient
-                if "grad_rows" in needs:
-                    rows[i].append(gradient.flatten())
+            inputs.active = False
+            inputs.add()
+            if "zo_grad" in needs:
+                noise.add(batch)
+            n_batches += 1
     if n_batches == 0:
         raise ValueError("calibration needs at least one batch, got none")
-    statistics: Statistics = {layer.name: {} for layer in layers}
-    for i, layer in enumerate(layers):
-        if "input_sq" in needs:
-            statistics[layer.name]["input_sq"] = inputs.mean(layer.name)
-        if "grad" in needs:
-            statistics[layer.name]["grad"] = total[i] / n_batches
-        if "grad_rows" in needs:
-            statistics[layer.name]["grad_rows"] = torch.stack(rows[i])
+    statistics: Statistics = {}
+    for layer in measured:
+        own = gradients.means(layer.name, n_batches)
+        if needs & INPUTS:
+            own |= {kind: mean for kind, mean in inputs.means(layer.name).items() if kind in needs}
         if "row_size" in needs:
-            statistics[layer.name]["row_size"] = torch.tensor(n_samples / n_batches)
+            own["row_size"] = torch.tensor(n_samples / n_batches)
+        if "zo_grad" in needs:
+            own["zo_grad"] = noise.mean(layer.name, n_batches)
+        statistics[layer.name] = WithRows(own, gradients.rows, layer.name) if "grad_rows" in needs else own
     return statistics
 
 
-class _InputSquares:
-    """Running sums of squared inputs, by forward pre-hooks."""
+def _layers(graph: LayerGraph, names: Collection[str] | None) -> list[BipartiteLayer]:
+    known = [layer.name for layer in graph]
+    for name in sorted(set(names or ()) - set(known)):
+        raise ValueError(unknown("layer", name, known))
+    return [layer for layer in graph if names is None or layer.name in names]
 
-    def __init__(self, model: Calibrated) -> None:
+
+class _Loss:
+    """The weighted sum of the pretraining losses of a batch."""
+
+    def __init__(self, model: Calibrated, alignment: float) -> None:
+        if alignment != 1 and ALIGNMENT not in model.scored_losses:
+            there = ", ".join(model.scored_losses)
+            raise ValueError(f"alignment weighs the loss {ALIGNMENT!r}, which the model does not have; it has: {there}")
         self.model = model
-        self.sums: dict[str, Tensor] = {}
-        self.sequences: dict[str, int] = {}
+        self.weights = {name: alignment if name == ALIGNMENT else 1.0 for name in model.scored_losses}
+
+    def __call__(self, batch: Batch, generator: Generator) -> Tensor:
+        losses = self.model.pretraining_losses(batch, generator)
+        return torch.stack([weight * losses[name] for name, weight in self.weights.items()]).sum()
+
+
+class _Gradients:
+    """Running sums of gradients, and the rows they are."""
+
+    def __init__(self, weights: Sequence[tuple[str, Tensor]], needs: Set[str], rows: Rows | None) -> None:
+        self.names, self.weights = [name for name, _ in weights], [weight for _, weight in weights]
+        self.sums: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("grad", "grad_sq") if kind in needs}
+        self.rows = rows or Rows()
+        self.keeps_rows = "grad_rows" in needs
+
+    def add(self, loss: Tensor, batch: int) -> None:
+        """Adds the gradients of a batch's loss."""
+        if not loss.isfinite():
+            raise RuntimeError(f"the loss is not finite in batch {batch}")
+        gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        for name, gradient in zip(self.names, gradients, strict=True):
+            if gradient is None:
+                raise RuntimeError(f"layer {name} has no part in the losses")
+            if self.keeps_rows:
+                _check_gradient(name, gradient, f" in batch {batch}")
+                self.rows.append(name, gradient)
+            if "grad_sq" in self.sums:
+                if name in self.sums["grad_sq"]:
+                    self.sums["grad_sq"][name].addcmul_(gradient, gradient)
+                else:
+                    self.sums["grad_sq"][name] = gradient.square()
+            if "grad" in self.sums:
+                if name in self.sums["grad"]:
+                    self.sums["grad"][name].add_(gradient)
+                else:
+                    # The store keeps what it is given.
+                    self.sums["grad"][name] = gradient.clone() if self.keeps_rows else gradient
+
+    def means(self, name: str, n_batches: int) -> dict[str, Tensor]:
+        """{statistic: (out, in)}; once for each layer."""
+        means = {kind: sums[name].div_(n_batches).contiguous() for kind, sums in self.sums.items()}
+        for mean in means.values():
+            _check_gradient(name, mean)
+        return means
+
+
+def _check_gradient(name: str, gradient: Tensor, where: str = "") -> None:
+    # A sum is not finite where an entry is not, and takes a fraction of the time of a test of every entry.
+    if not gradient.sum().isfinite():
+        raise RuntimeError(f"the gradient of layer {name} is not finite{where}")
+
+
+class _ZerothOrder:
+    """Finite differences of the loss along noise on one layer at a time."""
+
+    def __init__(self, model: Calibrated, layers: Sequence[BipartiteLayer], loss: _Loss, seed: int) -> None:
+        self.model, self.layers, self.loss = model, layers, loss
+        self.seeds = torch.Generator().manual_seed(seed)
+        self.sums = dict.fromkeys((layer.name for layer in layers), 0.0)
+
+    @torch.no_grad()
+    def add(self, batch: Batch) -> None:
+        """Adds the differences of a batch: two losses a layer, with equal draws."""
+        seed = int(torch.randint(2**62, (), generator=self.seeds))
+        for layer in self.layers:
+            weight = self.model.weight(layer.name)
+            own = weight.clone()
+            # The same seed for every layer, so that what is measured of one does not depend on the others.
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)).to(weight)
+            losses = []
+            try:
+                for step in (EPSILON, -EPSILON):
+                    weight.copy_(torch.add(own, noise, alpha=step))
+                    losses.append(float(self.loss(batch, torch.Generator().manual_seed(seed))))
+            finally:
+                weight.copy_(own)
+            self.sums[layer.name] += abs(losses[0] - losses[1]) / (2 * EPSILON)
+
+    def mean(self, name: str, n_batches: int) -> Tensor:
+        """() float32."""
+        mean = torch.tensor(self.sums[name] / n_batches)
+        if not mean.isfinite():
+            raise RuntimeError(f"the loss is not finite when layer {name} moves by {EPSILON}")
+        return mean
+
+
+@dataclass
+class _Read:
+    """A tensor that layers of a stream read in a recorded pass, and the sums over its valid tokens."""
+
+    tensor: Tensor
+    sums: dict[str, Tensor]
+    layers: list[str]
+
+
+class _Inputs:
+    """Running sums of products of inputs, by forward pre-hooks; layers that read one tensor share their sums."""
+
+    def __init__(self, model: Calibrated, layers: Sequence[BipartiteLayer], *, outer: bool) -> None:
+        self.model, self.layers, self.outer = model, layers, outer
+        self.active = False
+        self.sums: dict[tuple[str, ...], dict[str, Tensor]] = {}
+        self.sequences: Counter[tuple[str, ...]] = Counter()
+        self.valid: Mapping[str, Tensor | None] = {}
+        self.reads: dict[str, _Read] = {}
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Hooks on every layer of the graph while inside, none afterwards."""
+    def hooked(self) -> Iterator[None]:
+        """Hooks on the layers while inside, none afterwards; they look at inputs while `active`."""
         handles = []
         try:
-            for layer in self.model.graph:
+            for layer in self.layers:
                 module = self.model.get_submodule(layer.name)
                 handles.append(module.register_forward_pre_hook(self._hook(layer.name, layer.stream)))
             yield
@@ -121,26 +257,63 @@ class _InputSquares:
                 handle.remove()
 
     def _hook(self, name: str, stream: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if stream not in self.model.valid:
+        def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            valid = self.model.valid
+            if not self.active or stream not in valid:
                 return
-            x, valid = args[0].detach(), self.model.valid[stream]
-            # Float64 sums make the result independent of how the batches were cut, to float32.
-            tokens = x.flatten(0, -2) if valid is None else x[valid]
-            squares = tokens.square().sum(0).double()
-            self.sums[name] = self.sums[name] + squares if name in self.sums else squares
-            self.sequences[name] = self.sequences.get(name, 0) + len(x)
+            if valid is not self.valid:
+                self.add()
+                self.valid = valid
+            # Query, key and value read one tensor, all keys and values of cross-attention the image's.
+            read = self.reads.get(stream)
+            if read is None or read.tensor is not args[0]:
+                if read is not None:
+                    self._add(read)
+                self.reads[stream] = read = _Read(args[0], self._sums(args[0].detach(), valid[stream]), [])
+            read.layers.append(name)
 
-        return record
+        return look
 
-    def mean(self, name: str) -> Tensor:
-        """Sum of squares of each input node over the number of sequences, (in,) float32."""
-        if name not in self.sums:
+    def _sums(self, x: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        squares = x.square()
+        if valid is not None:
+            squares.mul_(valid[..., None])
+        # Float64 makes the sums over batches independent of how these were cut, to float32.
+        sums = {"input_sq": squares.sum(tuple(range(x.ndim - 1))).double()}
+        if self.outer:
+            # As large as a weight, so in float32.
+            tokens = x.flatten(0, -2)
+            sums["input_outer"] = (tokens if valid is None else tokens * valid.flatten()[:, None]).T @ tokens
+        return sums
+
+    def add(self) -> None:
+        """Adds what was read in the last recorded pass, and lets go of it."""
+        for read in self.reads.values():
+            self._add(read)
+        self.reads, self.valid = {}, {}
+
+    def _add(self, read: _Read) -> None:
+        key = tuple(read.layers)
+        self.sequences[key] += len(read.tensor)
+        if key in self.sums:
+            for kind, value in read.sums.items():
+                self.sums[key][kind] += value
+        else:
+            self.sums[key] = read.sums
+
+    def means(self, name: str) -> dict[str, Tensor]:
+        """{statistic: sums over the number of sequences, float32}."""
+        keys = [key for key in self.sums if name in key]
+        if not keys:
             raise RuntimeError(f"no input reached layer {name}: its module never ran in a recorded pass")
-        mean = (self.sums[name] / self.sequences[name]).float()
-        if not torch.isfinite(mean).all():
+        means = self.sums[keys[0]]
+        for key in keys[1:]:
+            means = {kind: mean + self.sums[key][kind] for kind, mean in means.items()}
+        n_sequences = sum(self.sequences[key] for key in keys)
+        means = {kind: (mean / n_sequences).float() for kind, mean in means.items()}
+        if not means["input_sq"].sum().isfinite():
             raise RuntimeError(f"the inputs of layer {name} are not finite")
-        return mean
+        return means
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
@@ -150,8 +323,8 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 def load_statistics(path: Path, device: torch.device) -> Statistics:
     """The statistics of a file, on a device."""
-    statistics: Statistics = {}
+    statistics: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(path, device=str(device)).items():
         name, kind = key.rsplit(":", 1)
         statistics.setdefault(name, {})[kind] = tensor
-    return statistics
+    return dict(statistics)

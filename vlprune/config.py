@@ -45,6 +45,7 @@ class CalibrationConfig:
         batch_size: image-text pairs a batch.
         steps: pruning steps of the iterative methods (itersnip, chita++).
         step_batches: fresh batches at each step of an iterative method.
+        alignment: weight of the ITC loss (image-text alignment) among the pretraining losses whose gradients are taken.
     """
 
     data: str = "scenes"
@@ -52,24 +53,49 @@ class CalibrationConfig:
     batch_size: int = 32
     steps: int = 4
     step_batches: int = 4
+    alignment: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("n_batches", "batch_size", "steps", "step_batches"):
             _require(getattr(self, name) >= 1, f"calibration.{name}", "at least 1", getattr(self, name))
+        _require(0 <= self.alignment < math.inf, "calibration.alignment", "finite and at least 0", self.alignment)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """(N, M) of "N:M", keep N of every M consecutive inputs."""
+    kept, _, of = pattern.partition(":")
+    if not (kept.isdigit() and of.isdigit() and 0 < int(kept) < int(of)):
+        raise ConfigError(f"a pattern must be N:M with 0 < N < M, such as 2:4, got {pattern!r}")
+    return int(kept), int(of)
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """How much is pruned, and by which method; method "dense" and sparsity 0 leave the model whole."""
+    """How much is pruned, and by which method; method "dense" and sparsity 0 leave the model whole.
+
+    Attributes:
+        method: a key of PRUNERS, or "dense".
+        sparsity: pruned fraction, in [0, 1).
+        pattern: "N:M" keeps N of every M consecutive inputs of an output node (2:4, 4:8), for methods that score single
+            weights; the sparsity must then be 1 - N / M. None: unstructured.
+        lam: ridge λ of chita and chita++; None: the method's default.
+    """
 
     method: str = DENSE
     sparsity: float = 0.0
+    pattern: str | None = None
+    lam: float | None = None
 
     def __post_init__(self) -> None:
         percent = f" (did you mean {self.sparsity / 100:g}?)" if 1 <= self.sparsity < 100 else ""
         if not 0 <= self.sparsity < 1:
             raise ConfigError(f"sparsity must be in [0, 1), the pruned fraction, got {self.sparsity:g}{percent}")
         _require(self.method != DENSE or self.sparsity == 0, "the sparsity of the dense model", "0", self.sparsity)
+        _require(self.lam is None or 0 < self.lam < math.inf, "pruning.lam", "finite and above 0", self.lam)
+        if self.pattern is not None and self.method != DENSE:
+            kept, of = parse_pattern(self.pattern)
+            wanted = 1 - kept / of
+            _require(self.sparsity == wanted, f"the sparsity of pattern {self.pattern}", f"{wanted:g}", self.sparsity)
 
 
 @dataclass(frozen=True)
@@ -153,6 +179,23 @@ class RunConfig:
     pruning: PruningConfig = field(default_factory=PruningConfig)
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+
+
+def variant(config: RunConfig) -> str:
+    """The settings of calibration and pruning that are not the defaults, as in "alignment=4 lam=0.1"; "" for none.
+
+    Method and sparsity do not count, and a dense run has none. Data counts by its name.
+    """
+    if config.pruning.method == DENSE:
+        return ""
+    found = []
+    for part in (config.calibration, config.pruning):
+        for f in fields(part):
+            value, default = getattr(part, f.name), f.default
+            if value != default and f.name not in ("method", "sparsity"):
+                text = f"{value:g}" if isinstance(value, float) else str(value)
+                found.append(f"{f.name}={text.rstrip('/').rpartition('/')[2]}")
+    return " ".join(found)
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -251,10 +294,11 @@ def masks_key(config: RunConfig, contents: Contents) -> str:
 
 
 def run_key(config: RunConfig, contents: Contents) -> str:
-    """The key of a whole run: everything that changes its numbers. A dense run reads no calibration."""
-    calibration = CalibrationConfig() if config.pruning.method == DENSE else config.calibration
+    """The key of a whole run: everything that changes its numbers. A dense run neither calibrates nor prunes."""
+    if config.pruning.method == DENSE:
+        config = replace(config, calibration=CalibrationConfig(), pruning=PruningConfig())
     # Data counts by its content and not by its name.
-    task, calibration = replace(config.task, data=""), replace(calibration, data="")
+    task, calibration = replace(config.task, data=""), replace(config.calibration, data="")
     return digest("run", replace(config, task=task, calibration=calibration), contents)
 
 

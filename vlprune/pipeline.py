@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +20,15 @@ from eval.base import Settings
 from vlprune import memory
 from vlprune.batch import Batch
 from vlprune.cache import cached
-from vlprune.calibrate import Statistics, collect, load_statistics, save_statistics
-from vlprune.config import DENSE, RunConfig, TaskConfig, masks_key, statistics_key
+from vlprune.calibrate import UNCACHED, Statistics, collect, load_statistics, save_statistics
+from vlprune.config import DENSE, PruningConfig, RunConfig, TaskConfig, masks_key, statistics_key
 from vlprune.contents import contents
 from vlprune.data import calibration_batches, load_pairs, load_questions
 from vlprune.finetune import finetune
 from vlprune.masks import Masks, apply_masks, load_masks, measure, save_masks
 from vlprune.models import ModelAdapter, load_model
-from vlprune.pruners import get_pruner, iterate, prune_masks
+from vlprune.pruners import check_pruning, get_pruner, prune_masks
+from vlprune.rows import Rows
 
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
 
@@ -54,13 +56,14 @@ class Outcome:
     peak_memory: int
 
 
-def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset()) -> Outcome:
+def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset(), new_rows: Callable[[], Rows] = Rows) -> Outcome:
     """The whole method.
 
     Args:
         config: what changes the numbers.
         cache: directory of statistics and masks, shared by the runs of a sweep.
         needs: statistics that other methods of the sweep want too, so that one calibration pass measures them all.
+        new_rows: makes a store of gradient rows, for the methods that need them.
     """
     watch = _Stopwatch()
     memory.reset_peak()
@@ -71,7 +74,7 @@ def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset()) -> Outcom
         task = get_task(config.task.name)
         train, test = (examples(config.task, split) for split in ("train", "test"))
     with watch("prune"):
-        masks = None if config.pruning.method == DENSE else cached_masks(config, model, cache, needs)
+        masks = None if config.pruning.method == DENSE else cached_masks(config, model, cache, needs, new_rows)
         if masks is not None:
             apply_masks(model, masks)
     with watch("finetune"):
@@ -121,6 +124,10 @@ def compute_masks(
     batches: Callable[[int], Iterable[Batch]] | None = None,
     steps: int = 1,
     seed: int = 0,
+    pattern: str | None = None,
+    lam: float | None = None,
+    alignment: float = 1.0,
+    new_rows: Callable[[], Rows] = Rows,
 ) -> Masks:
     """Masks of a model at a sparsity; the model is as before.
 
@@ -129,31 +136,44 @@ def compute_masks(
         method: a key of PRUNERS.
         sparsity: in [0, 1); exactly round(sparsity · N) of N entries are pruned.
         stats: statistics of `collect` with what the method needs.
-        batches: of an iterative method instead: step -> its fresh batches.
-        steps: of an iterative method.
+        batches: of a method with a search instead: step -> its fresh batches.
+        steps: of such a search.
         seed: of the method's own random choices.
+        pattern: "N:M", for methods that score single weights in one shot.
+        lam: ridge of chita and chita++; None: the default.
+        alignment: weight of the ITC loss in what a search measures; `collect` has its own.
+        new_rows: makes the store of gradient rows of each step of a search.
 
     Raises:
-        ValueError: an unknown method, statistics that are missing, batches that are missing.
+        ValueError: an unknown method, statistics that are missing, batches that are missing, a pattern or ridge that
+            the method does not have.
     """
-    pruner = get_pruner(method)
+    check_pruning(PruningConfig(method, sparsity, pattern, lam))
+    pruner = get_pruner(method, lam)
     weights = {layer.name: model.weight(layer.name).detach().clone() for layer in model.graph}
     modality = model.graph.modality
-    if not pruner.iterative:
-        return prune_masks(pruner, weights, stats or {}, sparsities=[sparsity], modality=modality, seed=seed)[0]
+    if pruner.search is None:
+        return prune_masks(
+            pruner, weights, stats or {}, sparsities=[sparsity], modality=modality, seed=seed, pattern=pattern
+        )[0]
     if batches is None:
-        raise ValueError(f"method {method!r} measures anew at every step: it needs `batches`, not `stats`")
+        raise ValueError(f"method {method!r} measures anew as it goes: it needs `batches`, not `stats`")
 
-    def collect_at(current: Mapping[str, Tensor], step: int) -> Statistics:
+    def measure_at(current: Mapping[str, Tensor], step: int, layers: Sequence[str] | None = None) -> Statistics:
         with _weights(model, current):
-            return collect(model, batches(step), pruner.needs, seed + step)
+            return collect(
+                model, batches(step), pruner.needs, seed + step, alignment=alignment, layers=layers, rows=new_rows()
+            )
 
-    return iterate(pruner, weights, collect_at, sparsity=sparsity, steps=steps, modality=modality, seed=seed)
+    return pruner.search.run(pruner, weights, measure_at, sparsity=sparsity, steps=steps, modality=modality, seed=seed)
 
 
-def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set[str]) -> Masks:
+def cached_masks(
+    config: RunConfig, model: ModelAdapter, cache: Path, needs: Set[str], new_rows: Callable[[], Rows] = Rows
+) -> Masks:
     """The masks of a config, from the cache or made and stored there."""
-    calibration, pruner = config.calibration, get_pruner(config.pruning.method)
+    calibration, pruning = config.calibration, config.pruning
+    pruner = get_pruner(pruning.method, pruning.lam)
     found = contents(config)
 
     def draw(first: int, n_batches: int) -> Iterable[Batch]:
@@ -162,37 +182,46 @@ def cached_masks(config: RunConfig, model: ModelAdapter, cache: Path, needs: Set
             calibration.data, model, n_batches=n_batches, batch_size=size, seed=seed, first=first
         )
 
+    def measure(wanted: Set[str]) -> Statistics:
+        batches, alignment = draw(0, calibration.n_batches), calibration.alignment
+        return collect(model, batches, wanted, config.seed, alignment=alignment, rows=new_rows())
+
     def statistics() -> Statistics:
-        wanted = needs | pruner.needs
         if not pruner.needs:
             return {}
+        if pruner.needs & UNCACHED:
+            return measure(pruner.needs)
+        wanted = (needs | pruner.needs) - UNCACHED
         return cached(
             cache / "statistics" / f"{statistics_key(config, found, ' '.join(sorted(wanted)))}.safetensors",
-            make=lambda: collect(model, draw(0, calibration.n_batches), wanted, config.seed),
+            make=lambda: measure(wanted),
             save=save_statistics,
             load=lambda path: load_statistics(path, model.device),
         )
 
     def make() -> Masks:
-        sparsity, seed = config.pruning.sparsity, config.seed
-        if pruner.iterative:
-            per_step = calibration.step_batches
-            return compute_masks(
-                model,
-                pruner.name,
-                sparsity,
-                batches=lambda step: draw(step * per_step, per_step),
-                steps=calibration.steps,
-                seed=seed,
-            )
-        return compute_masks(model, pruner.name, sparsity, stats=statistics(), seed=seed)
+        settings: dict[str, Any] = {"seed": config.seed, "pattern": pruning.pattern, "lam": pruning.lam}
+        if pruner.search is None:
+            return compute_masks(model, pruner.name, pruning.sparsity, stats=statistics(), **settings)
+        steps, per_step = pruner.search.plan(calibration)
+        return compute_masks(
+            model,
+            pruner.name,
+            pruning.sparsity,
+            batches=lambda step: draw(step * per_step, per_step),
+            steps=steps,
+            alignment=calibration.alignment,
+            new_rows=new_rows,
+            **settings,
+        )
 
     provenance = {
         "model": f"{config.model} {found.model}",
         "method": f"{pruner.name} ({pruner.source})",
-        "sparsity": str(config.pruning.sparsity),
+        "pruning": repr(config.pruning),
         "seed": str(config.seed),
         "calibration": repr(calibration),
+        "modality": json.dumps(model.graph.modality),
     }
     return cached(
         cache / "masks" / f"{masks_key(config, found)}.safetensors",

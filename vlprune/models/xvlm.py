@@ -198,15 +198,23 @@ class XVLM(ModelAdapter):
 
     def calibration_forward(self, batch: Batch) -> None:
         """Vision, text and fusion layers on aligned pairs, then on regions with their phrases."""
-        images = self._recorded_images(self.pixels(batch.images))
+        images, lower = self._recorded_images(self.pixels(batch.images))
         self._recorded_fusion(self._recorded_text(batch.texts), images, None)
         if phrases := _phrases(batch):
-            regions, valid = self._recorded_regions(batch)
+            regions, valid = self._recorded_regions(batch, lower)
             self._recorded_fusion(self._recorded_text(phrases), regions, valid)
 
-    def _recorded_images(self, pixels: Tensor) -> Tensor:
+    def _recorded_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Image tokens, and the hidden states (n, t, width) below the layers that look at regions by themselves."""
+        lower, upper = self._split_layers()
         with self.recording(image=None):
-            return self.encode_images(pixels)
+            hidden = self._vision_layers(lower, self._patches(pixels), None)
+            return self.vision_model.post_layernorm(self._vision_layers(upper, hidden, None)), hidden
+
+    def _split_layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+        layers = list(self.vision_model.encoder.layers)
+        depth = len(layers) - self.local_attn_depth
+        return layers[:depth], layers[depth:]
 
     def _recorded_text(self, texts: Sequence[str]) -> TextStates:
         tokens = self.tokenize(texts)
@@ -217,28 +225,26 @@ class XVLM(ModelAdapter):
         with self.recording(text=states.tokens.valid, image=image_valid):
             return self.fuse(states, images, image_valid)
 
-    def _recorded_regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _recorded_regions(self, batch: Batch, lower: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (n, t, width) of each region and which of them lie in it (n, t); the class token always does.
 
-        The last `local_attn_depth` layers run anew for each region and attend within it.
+        The last `local_attn_depth` layers run anew for each region and attend within it, from the images' hidden states
+        below them.
         """
         index = torch.tensor([position for position, _, _ in batch.regions], device=self.device)
         boxes = torch.tensor([box for _, box, _ in batch.regions], device=self.device, dtype=torch.float32)
         side = round(self.vision_model.embeddings.num_patches**0.5)
         valid = F.pad(patches_in(boxes, side), (1, 0), value=True)
-        depth = len(self.vision_model.encoder.layers) - self.local_attn_depth
-        layers = self.vision_model.encoder.layers
-        shared = self._vision_layers(layers[:depth], self._patches(self.pixels(batch.images)), None)
         with self.recording(image=valid):
-            local = self._vision_layers(layers[depth:], shared[index], attention_bias(valid))
+            local = self._vision_layers(self._split_layers()[1], lower[index], attention_bias(valid))
         return self.vision_model.post_layernorm(local), valid
 
     def pretraining_losses(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """ITC, ITM and MLM of pairs and, averaged with them, of regions; box is L1 + GIoU of the regions' boxes."""
-        images = self._recorded_images(self.pixels(batch.images))
+        images, lower = self._recorded_images(self.pixels(batch.images))
         losses = self._pair_losses(batch.texts, images, None, generator)
         if phrases := _phrases(batch):
-            regions, valid = self._recorded_regions(batch)
+            regions, valid = self._recorded_regions(batch, lower)
             regional = self._pair_losses(phrases, regions, valid, generator)
             losses = {name: (loss + regional[name]) / 2 for name, loss in losses.items()}
             losses["box"] = self._box_loss(batch, phrases, images)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from vlprune.masks import Masks
-from vlprune.pruners.pruner import Pruner, Stats, Weights, prune_masks
+from vlprune.pruners.pruner import Measure, Pruner, Search, Weights, prune_masks
 
 SCHEDULES = ("exp", "linear", "const")
 
@@ -34,7 +32,7 @@ def schedule(sparsity: float, steps: int, kind: str = "exp") -> list[float]:
 def iterate(
     pruner: Pruner,
     weights: Weights,
-    collect: Callable[[Mapping[str, Tensor], int], Stats],
+    measure: Measure,
     *,
     sparsity: float,
     steps: int,
@@ -47,7 +45,7 @@ def iterate(
     Args:
         pruner: the method.
         weights: {layer name: (out, in)} dense; not changed.
-        collect: (current weights {layer name: (out, in)}, step from 0) -> statistics of fresh batches at those weights.
+        measure: statistics at the sparse weights, on the fresh batches of each step.
         sparsity: pruned fraction at the end, in [0, 1).
         steps: number of steps.
         modality: {layer name: modality}.
@@ -57,12 +55,15 @@ def iterate(
     Returns:
         The masks of the last step, with `weights` when the method moves them.
     """
-    current: Mapping[str, Tensor] = weights
+    current = weights
     masks: Masks | None = None
     for step, level in enumerate(schedule(sparsity, steps, kind)):
-        stats = collect(current, step)
+        stats = measure(current, step)
         [masks] = prune_masks(pruner, current, stats, sparsities=[level], modality=modality, seed=seed, alive=masks)
         moved = masks.weights or current
         current = {name: moved[name].detach().masked_fill(~mask, 0.0) for name, mask in masks.items()}
     assert masks is not None
     return masks
+
+
+STEPS = Search(run=iterate, plan=lambda calibration: (calibration.steps, calibration.step_batches))

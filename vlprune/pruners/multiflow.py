@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from vlprune.pruners.pruner import LayerStats, Pruner, Weights
+from vlprune.pruners.pruner import LayerStats, Pruner, Stats, Weights
 from vlprune.selection import select_many
 
 
@@ -29,7 +29,12 @@ def multiflow_score(weight: Float[Tensor, "out in"], stats: LayerStats) -> Float
     return flow.mean(dim=1).outer(flow.mean(dim=0)) * magnitude
 
 
-def modality_prior(weights: Weights, modality: Mapping[str, str], sparsities: Sequence[float]) -> list[dict[str, int]]:
+def modality_prior(
+    weights: Weights,
+    stats: Stats,  # noqa: ARG001
+    modality: Mapping[str, str],
+    sparsities: Sequence[float],
+) -> list[dict[str, int]]:
     """How many entries each layer loses when magnitudes compete within their modality, one allocation a sparsity.
 
     Exact counts; the reference goes through a fraction of each layer and truncates, so that it may prune one entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from vlprune.pruners.iterate import STEPS
 from vlprune.pruners.pruner import LayerStats, Pruner
 
 
@@ -29,5 +30,5 @@ ITERSNIP = Pruner(
     source="iterative SNIP, de Jorge et al. 2021 (arXiv:2006.09081)",
     needs=frozenset({"grad"}),
     score=snip_score,
-    iterative=True,
+    search=STEPS,
 )

@@ -1,0 +1,203 @@
+"""CHITA's solver: against dense NumPy, and at the size of BLIP, with its cost model.
+
+    python experiments/benchmarks/chita.py
+
+One thread. Writes results/benchmarks/chita.md. Takes about five minutes and 8 GB of disk.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+import dense_chita
+import numpy as np
+import torch
+
+from vlprune.pruners import chita
+from vlprune.rows import Rows, WithRows
+
+LAM = 1e-2
+SPARSITY = 0.75
+# The prunable layers of BLIP-base, 226,492,416 weights.
+VISION = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
+ENCODER = [(768, 768)] * 8 + [(3072, 768), (768, 3072)]
+DECODER = [(768, 768)] * 4
+BLIP = [*VISION * 12, *ENCODER * 12, *DECODER * 12]
+# Parts of BLIP for the cost model: (blocks of layers, rows).
+SIZES = [(1, 8), (4, 8), (12, 8), (4, 32)]
+# Seconds a step and peak bytes beyond the weights, see `model`; the constants are those of the smallest size.
+GIB = 2**30
+
+
+def shapes(n_blocks: int) -> list[tuple[int, int]]:
+    """The layers of that many blocks of each of BLIP's three stacks."""
+    return [*VISION * n_blocks, *ENCODER * n_blocks, *DECODER * n_blocks]
+
+
+def against_numpy(n_rows: int = 50, p: int = 4_000_000, repeats: int = 3) -> list[str]:
+    """Rows of the table: seconds of both, taken in turns, and their objectives."""
+    generator = torch.Generator().manual_seed(0)
+    w = 0.03 * torch.randn(p, generator=generator)
+    rows = 0.01 * torch.randn(n_rows, p, generator=generator)
+    alpha, n_keep, damping = rows.sum(0) / 32, p - round(SPARSITY * p), n_rows * LAM / 2
+    dense = [tensor.double().numpy() for tensor in (w, rows, alpha)]
+    lines = []
+    for size in (10_000, 400):
+        blocks = list(range(0, p + 1, size))
+        seconds = defaultdict(list)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            ours, support = chita.solve_support(w, rows, n_keep, alpha, damping, blocks)
+            seconds["ours"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            theirs = dense_chita.solve(dense[0], dense[1], n_keep, dense[2], damping, blocks)
+            seconds["numpy"].append(time.perf_counter() - start)
+        ratio = median(b / a for a, b in zip(seconds["ours"], seconds["numpy"]))
+        agree = float((support.numpy() == (theirs != 0)).mean())
+        gap = dense_chita.objective(dense[0], dense[1], ours.double().numpy(), dense[2], damping)
+        gap -= dense_chita.objective(dense[0], dense[1], theirs, dense[2], damping)
+        lines.append(
+            f"| {p // size:,} blocks of {size:,} | {median(seconds['numpy']):.2f} | {median(seconds['ours']):.2f} "
+            f"| {ratio:.1f}× | {100 * agree:.4f} % | {gap:+.1e} |"
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
+def one_size(n_blocks: int, n_rows: int) -> dict[str, float]:
+    """Seconds of the stages and peak memory (bytes) of one CHITA step on random gradients, in this process."""
+    stages: dict[str, float] = defaultdict(float)
+    generator = torch.Generator().manual_seed(0)
+    layers = {f"layer{i}": shape for i, shape in enumerate(shapes(n_blocks))}
+    weights = {name: torch.empty(shape).normal_(0, 0.03, generator=generator) for name, shape in layers.items()}
+    before = _peak()
+    with tempfile.TemporaryDirectory(dir=".") as directory:
+        rows = Rows(Path(directory), memory_limit=0)
+        for _ in range(n_rows):
+            for name, shape in layers.items():
+                gradient = torch.empty(shape).normal_(0, 0.01, generator=generator)
+                with _timed(stages, "rows to disk"):
+                    rows.append(name, gradient)
+        stats = {name: WithRows({"row_size": torch.tensor(64.0)}, rows, name) for name in layers}
+        solve_blocks = chita._solve_blocks
+        chita._solve_blocks = _timing(stages, "blocks", solve_blocks)
+        p = sum(weight.numel() for weight in weights.values())
+        with _timed(stages, "all"):
+            masks = chita.chita_update(weights, stats, n_pruned=round(SPARSITY * p), alive=None, lam=LAM)
+        assert sum(int(mask.sum()) for mask in masks.values()) == p - round(SPARSITY * p)
+    stages["first-order term and global step"] = stages.pop("all") - stages["blocks"]
+    return {"p": p, "n": n_rows, "peak": _peak(), "weights": before, **stages}
+
+
+def _timed(stages: dict[str, float], stage: str):
+    class Timer:
+        def __enter__(self) -> None:
+            self.start = time.perf_counter()
+
+        def __exit__(self, *_: object) -> None:
+            stages[stage] += time.perf_counter() - self.start
+
+    return Timer()
+
+
+def _timing(stages: dict[str, float], stage: str, function):
+    def timed(*arguments):
+        with _timed(stages, stage):
+            return function(*arguments)
+
+    return timed
+
+
+def _peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def at_scale() -> list[str]:
+    """Rows of the table: each size in a process of its own."""
+    measured = []
+    for n_blocks, n_rows in SIZES:
+        done = subprocess.run(
+            [sys.executable, __file__, str(n_blocks), str(n_rows)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(done.stderr)
+        measured.append(json.loads(done.stdout.splitlines()[-1]))
+        print(measured[-1], flush=True)
+    # seconds = a p + b n p, from the two sizes of equal p; bytes = 4 p of weights + c p + rest, from the two smallest.
+    few, many = measured[1], measured[3]
+    b = (_solving(many) - _solving(few)) / (few["p"] * (many["n"] - few["n"]))
+    a = _solving(few) / few["p"] - b * few["n"]
+    per_weight = (few["peak"] - measured[0]["peak"]) / (few["p"] - measured[0]["p"])
+    rest = measured[0]["peak"] - per_weight * measured[0]["p"]
+    lines = []
+    for m in measured:
+        seconds, peak = m["p"] * (a + b * m["n"]), rest + per_weight * m["p"]
+        lines.append(
+            f"| {m['p']:,} | {m['n']} | {m['rows to disk']:.1f} | {m['first-order term and global step']:.1f} "
+            f"| {m['blocks']:.1f} | {seconds:.1f} | {m['peak'] / GIB:.2f} | {peak / GIB:.2f} "
+            f"| {4 * m['n'] * m['p'] / GIB:.2f} |"
+        )
+    model = (
+        f"Fitted to the second and the last line: a step: {1e9 * a:.0f} ns a weight, {1e9 * b:.1f} ns a weight "
+        f"and row; peak memory is {rest / GIB:.2f} GiB plus {per_weight:.1f} bytes a weight (first two lines), its own "
+        "4 included, whatever the number of rows; the rows take 4 n p bytes of disk. CHITA++ takes its number of steps "
+        "times that, in the same memory and disk."
+    )
+    return [*lines, "", model]
+
+
+def _solving(measured: dict[str, float]) -> float:
+    return measured["first-order term and global step"] + measured["blocks"]
+
+
+def main() -> None:
+    """Measures and writes the tables."""
+    if len(sys.argv) == 3:
+        print(json.dumps(one_size(int(sys.argv[1]), int(sys.argv[2]))))
+        return
+    assert sum(out * n_in for out, n_in in BLIP) == 226_492_416
+    text = [
+        "# CHITA",
+        "",
+        f"`python experiments/benchmarks/chita.py`: torch {torch.__version__}, numpy {np.__version__}, one thread, "
+        f"λ = {LAM:g}, sparsity {100 * SPARSITY:g} %, random weights and gradients.",
+        "",
+        "## Against dense NumPy",
+        "",
+        "4,000,000 weights, 50 rows; the same algorithm in `dense_chita.py`, float64; medians of three runs in turns.",
+        "",
+        "| blocks | NumPy (s) | vlprune (s) | faster | equal support | objective, vlprune − NumPy |",
+        "|---|--:|--:|--:|--:|--:|",
+        *against_numpy(),
+        "",
+        "## At the size of BLIP-base",
+        "",
+        "Gradient rows on disk (memory limit 0); every size in a process of its own. Seconds by stage, the rest is "
+        "drawing random numbers; peak resident memory of the process, weights included.",
+        "",
+        "| weights | rows | rows to disk (s) | global step (s) | blocks (s) | model (s) | peak (GiB) | model (GiB) "
+        "| disk (GiB) |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        *at_scale(),
+        "",
+    ]
+    path = Path("results") / "benchmarks" / "chita.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(text))
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
