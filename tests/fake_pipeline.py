@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlprune.config import Contents, RunConfig
+import torch
+
+from vlprune.config import Contents, PruningConfig, RunConfig, masks_key, variant
+from vlprune.masks import Masks, save_masks
 from vlprune.table import Catalogue
+from vlprune.variants import label
 
 METRICS = {
     "retrieval": {"tr_r1": 70.0, "tr_r5": 90.0, "ir_r1": 68.0},
@@ -38,7 +43,9 @@ class Outcome:
 
 def run(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
     method, sparsity = config.pruning.method, config.pruning.sparsity
-    noise = random.Random(f"{config.model} {method} {sparsity} {config.task.name} {config.seed}")
+    noise = random.Random(
+        f"{config.model} {label(method, variant(config))} {sparsity} {config.task.name} {config.seed}"
+    )
     kept = 1.0 if method == "dense" else STRENGTH[method] * (1 - sparsity**6) + 0.03 * noise.random()
     return Outcome(
         metrics={metric: kept * value for metric, value in METRICS[config.task.name].items()},
@@ -65,6 +72,26 @@ def _note(cache_dir: Path, config: RunConfig, needs: frozenset[str]) -> Path:
 def run_noted(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
     _note(cache_dir, config, needs)
     return run(config, cache_dir)
+
+
+def run_masked(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+    """Every pruned run leaves a small bundle of masks; random choices share nothing, other methods much."""
+    if config.pruning.method != "dense":
+        path = cache_dir / "masks" / f"{masks_key(config, contents(config))}.safetensors"
+        save_masks(path, masks(config), {"modality": json.dumps({"eye": "vision", "word": "text"})})
+    return run(config, cache_dir)
+
+
+def masks(config: RunConfig) -> Masks:
+    method, kept = config.pruning.method, {}
+    for layer, shape in (("eye", (30, 40)), ("word", (20, 40))):
+        common = torch.Generator().manual_seed(0)
+        own = torch.Generator().manual_seed(
+            random.Random(f"{layer}{method}{variant(config)}{config.seed}").getrandbits(31)
+        )
+        scores = torch.rand(shape, generator=common) * (method != "random") + 0.7 * torch.rand(shape, generator=own)
+        kept[layer] = scores > scores.flatten().kthvalue(round(config.pruning.sparsity * scores.numel())).values
+    return Masks(kept)
 
 
 def run_slow(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
@@ -103,6 +130,11 @@ def contents(config: RunConfig) -> Contents:
     return Contents(f"digest of {config.model}", 1, data, pruned, pruned, f"digest of {config.task.data}", 1)
 
 
+def check_pruning(config: PruningConfig) -> None:
+    if config.pattern is not None and config.method == "chita++":
+        raise ValueError("method 'chita++' takes no pattern")
+
+
 def check(configs) -> None:
     """Everything can be loaded."""
 
@@ -115,4 +147,5 @@ def catalogue() -> Catalogue:
         headlines={"retrieval": "tr_r1", "captioning": "cider", "vqa": "accuracy"},
         data=("scenes",),
         contents=contents,
+        check=check_pruning,
     )

@@ -112,8 +112,9 @@ def test_overlap_is_intersection_over_union():
     b["eyes.0"][0, 1:5] = True  # 2 of 5
     a["eyes.1"][0, 0] = True  # 0 of 1
     assert overlap(a, b) == {"eyes.0": 0.4, "eyes.1": 0.0, "words": 1.0}
-    assert overlap(a, b, GRAPH)["vision"] == pytest.approx(2 / 6)
-    assert overlap(a, b, GRAPH)["text"] == 1.0
+    grouped = overlap(a, b, GRAPH.modality)
+    assert grouped == {"eyes.0": 0.4, "eyes.1": 0.0, "words": 1.0, "vision": 2 / 6, "text": 1.0, "all": 2 / 6}
+    assert overlap(a, b, {})["all"] == 2 / 6
     with pytest.raises(ValueError, match=r"different layers.*\['words'\]"):
         overlap(a, Masks({name: mask for name, mask in b.items() if name != "words"}))
 

@@ -9,7 +9,7 @@ import pytest
 from fake_pipeline import catalogue
 from rich.console import Console
 
-from vlprune.config import Contents, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
+from vlprune.config import CalibrationConfig, Contents, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
 from vlprune.record import Record, write_record
 from vlprune.reports.frame import floor_frame, frame, load_results
 from vlprune.reports.grid import latex, markdown, terminal
@@ -17,6 +17,7 @@ from vlprune.reports.plots import figure, save
 from vlprune.reports.publish import publish, render
 from vlprune.reports.significance import compare, sign_flip
 from vlprune.reports.tables import averages, details, summary
+from vlprune.variants import labels
 
 HEADLINES = catalogue().headlines
 
@@ -57,8 +58,8 @@ def grid(methods=("random", "omp", "lamp"), seeds=(0,), models=("tiny-blip", "ti
 
 def test_one_row_per_run_and_metric_with_its_dense_value():
     long = frame([record("b", "dense", 0.0, "vqa", value=80.0), record("b", "omp", 0.75, "vqa", value=60.0)])
-    assert list(long.columns[:9]) == [
-        *("model", "method", "sparsity", "seed", "task", "metric", "value", "dense", "retention")
+    assert list(long.columns[:10]) == [
+        *("model", "method", "variant", "sparsity", "seed", "task", "metric", "value", "dense", "retention")
     ]
     assert list(long.dense) == [80.0, 80.0]
     assert list(long.retention) == [1.0, 0.75]
@@ -155,7 +156,7 @@ def test_every_format_holds_every_number():
         assert all(cell in text for cell in cells)
     assert r"\multicolumn{3}{c}{63 \%}" in render(records, HEADLINES, "latex")
     lines = render(records, HEADLINES, "csv").splitlines()
-    assert lines[0] == "model,method,sparsity,task,metric,mean,std,seeds,dense,retention"
+    assert lines[0] == "model,method,variant,sparsity,task,metric,mean,std,seeds,dense,retention"
     assert len(lines) == 1 + 2 * 10 * 6
 
 
@@ -196,7 +197,10 @@ def test_figures_have_a_panel_per_model_and_name_everything(tmp_path):
 
 
 def test_a_dense_only_table_is_published(tmp_path):
-    files = publish("d", [record("tiny-blip", "dense", 0.0, "vqa")], HEADLINES, tmp_path)
+    files = publish(
+        "d", [record("tiny-blip", "dense", 0.0, "vqa")], HEADLINES, directory=tmp_path, cache=tmp_path / "cache"
+    )
+    assert [path.name for path in files] == ["d.md", "d.csv", "d_vqa.png"]
     assert all(path.stat().st_size for path in files)
 
 
@@ -265,3 +269,84 @@ def test_runs_that_differ_elsewhere_are_named_by_their_keys():
 def test_dense_is_of_the_same_code():
     records = [record("b", "dense", 0.0, "vqa", value=80.0), record("b", "omp", 0.75, "vqa", value=60.0, code=2)]
     assert np.isnan(frame(records).retention[1])
+
+
+def test_variants_are_called_by_what_tells_them_apart():
+    pairs = [
+        ("dense", ""),
+        ("omp", "n_batches=16"),
+        ("chita++", "n_batches=16"),
+        ("chita++", "n_batches=16 alignment=4"),
+    ]
+    assert labels(pairs) == {
+        ("dense", ""): "dense",
+        ("omp", "n_batches=16"): "omp",
+        ("chita++", "n_batches=16"): "chita++ alignment=1",
+        ("chita++", "n_batches=16 alignment=4"): "chita++ alignment=4",
+    }
+    assert labels([("omp", ""), ("omp", "pattern=2:4")])["omp", ""] == "omp"
+    data = labels([("omp", "data=my photos n_batches=2"), ("omp", "n_batches=2")])
+    assert list(data.values()) == ["omp data=my photos", "omp data=scenes"]
+
+
+def varied(alignment, method="chita++", seed=0, value=None, sparsity=0.5, **changes):
+    calibration = CalibrationConfig(alignment=alignment)
+    one = record("b", method, sparsity, "vqa", seed, value, calibration=calibration, **changes)
+    return dataclasses.replace(one, key=f"{one.key} {alignment}")
+
+
+def test_variants_compete_as_methods_do():
+    records = [record("b", "dense", 0.0, "vqa", value=80.0), varied(1.0, value=70.0)]
+    records += [record("b", "omp", 0.5, "vqa", value=60.0), varied(4.0, value=75.0)]
+    long = frame(records)
+    assert list(long.variant) == ["", "", "", "alignment=4"]
+    assert list(long.retention) == [1.0, 0.875, 0.75, 0.9375]
+    (table,) = summary(long, floor_frame(records), {"vqa": "accuracy"})
+    assert [line.label for line in table.blocks[1]] == ["chita++ alignment=1", "chita++ alignment=4", "omp"]
+    assert [line.best[0] for line in table.blocks[1]] == [False, True, False]
+    assert details(long, floor_frame(records))[0].blocks[1][1].label == "chita++ alignment=4 50 %"
+    found = averages(long)
+    assert list(zip(found.method, found.variant))[1:] == [("chita++", ""), ("omp", ""), ("chita++", "alignment=4")]
+    chart = figure(long, floor_frame(records), "vqa", "accuracy")
+    names = [text.get_text() for text in chart.legends[0].get_texts()]
+    assert names[:4] == ["dense", "chita++ alignment=1", "chita++ alignment=4", "omp"]
+
+
+def test_a_baseline_of_one_variant_pairs_with_every_variant_and_one_of_several_is_named():
+    records = [varied(a, seed=s, value=70 + a + s) for a in (1.0, 4.0) for s in (0, 1)]
+    records += [varied(8.0, "omp", seed=s, value=60.0 + s) for s in (0, 1)]
+    found = compare(frame(records))
+    assert list(zip(found.method, found.variant, found.difference, found.pairs)) == [
+        ("chita++", "", 11.0, 2),
+        ("chita++", "alignment=4", 14.0, 2),
+    ]
+    found = compare(frame(records), baseline="chita++ alignment=1")
+    assert list(zip(found.method, found.difference)) == [("chita++", 3.0), ("omp", -11.0)]
+    with pytest.raises(
+        ValueError, match=r"'chita\+\+' has several variants, .*: chita\+\+ alignment=1, .*alignment=4$"
+    ):
+        compare(frame(records), baseline="chita++")
+    with pytest.raises(ValueError, match=r"unknown baseline 'chita\+\+ alignment=3'; did you mean"):
+        compare(frame(records), baseline="chita++ alignment=3")
+
+
+def test_a_baseline_may_be_another_variant_on_other_data():
+    records = [varied(1.0, "omp", value=60.0), varied(1.0, value=61.0)]
+    records += [varied(4.0, m, value=v, data="photos") for m, v in (("omp", 50.0), ("chita++", 53.0))]
+    found = compare(frame(records))
+    assert list(zip(found.data, found.variant, found.difference)) == [
+        ("scenes", "", 1.0),
+        ("photos", "alignment=4", 3.0),
+    ]
+
+
+def test_a_baseline_without_a_pattern_is_called_by_its_method():
+    records = [record("b", method, 0.5, "vqa", value=value) for method, value in (("omp", 60.0), ("lamp", 55.0))]
+    one = record("b", "omp", 0.5, "vqa", value=52.0)
+    pruning = PruningConfig("omp", 0.5, pattern="2:4")
+    records.append(dataclasses.replace(one, key="2:4", config=dataclasses.replace(one.config, pruning=pruning)))
+    found = compare(frame(records), baseline="omp")
+    assert list(zip(found.method, found.variant, found.difference)) == [
+        ("lamp", "", -5.0),
+        ("omp", "pattern=2:4", -8.0),
+    ]

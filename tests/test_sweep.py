@@ -59,6 +59,23 @@ def test_a_sweep_prints_rows_and_tables_and_a_second_one_runs_nothing(tmp_path, 
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
 
 
+def test_a_sweep_publishes_variants_and_the_overlap_of_their_masks(tmp_path):
+    path = tmp_path / "v.toml"
+    entry = '[[grid]]\nmodels = ["tiny-blip"]\nmethods = [{}]\nsparsities = [0.5]\ntasks = ["vqa"]\n{}\n'
+    path.write_text(
+        entry.format('"omp", "chita++"', "") + entry.format('"chita++"', "calibration.alignment = 4\nseeds = [0, 1]")
+    )
+    options = Options(table=path, results=tmp_path, jobs=1)
+    code, text = go(options, fake_pipeline.run_masked)
+    assert code == 0
+    assert "] tiny-blip chita++@50% alignment=1 vqa seed 0, " in text
+    assert re.search(r"^tiny-blip  chita\+\+ alignment=4 +50 % +\d+\.\d$", text, flags=re.MULTILINE)
+    names = [file.name for file in sorted((tmp_path / "tables").iterdir())]
+    assert names == ["v.csv", "v.md", "v_overlap.csv", "v_overlap.png", "v_vqa.png"]
+    assert "![overlap of the masks](v_overlap.png)" in (tmp_path / "tables" / "v.md").read_text()
+    assert len((tmp_path / "tables" / "v_overlap.csv").read_text().splitlines()) == 1 + 6 * 3
+
+
 def test_a_terminal_shows_a_bar(tmp_path, table):
     code, text = go(Options(table=table, results=tmp_path, jobs=1, methods="omp", models="tiny-blip"), terminal=True)
     assert code == 0

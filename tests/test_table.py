@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from fake_pipeline import catalogue
 
-from vlprune.config import ConfigError
+from vlprune.config import ConfigError, PruningConfig, RunConfig, run_key, variant
 from vlprune.table import Selection, load_table
 
 TABLE = """
@@ -41,17 +41,17 @@ def test_lists_multiply_and_the_dense_run_is_there_once(tmp_path):
     places = [cell.place for cell in table.cells]
     assert table.name == "t"
     assert len(places) == len(set(places)) == 2 * 2 * (1 + 2 * 2) + 1
-    assert places.count(("tiny-blip", "dense", 0.0, "vqa", 0)) == 1
+    assert places.count(("tiny-blip", "dense", "", 0.0, "vqa", 0)) == 1
     assert len({cell.key for cell in table.cells}) == len(places)
 
 
 def test_settings_of_task_and_entry_win_over_base(tmp_path):
     configs = {cell.place: cell.config for cell in load(tmp_path, TABLE).cells}
-    retrieval = configs["tiny-xvlm", "omp", 0.63, "retrieval", 0]
-    vqa = configs["tiny-xvlm", "omp", 0.63, "vqa", 0]
+    retrieval = configs["tiny-xvlm", "omp", "", 0.63, "retrieval", 0]
+    vqa = configs["tiny-xvlm", "omp", "", 0.63, "vqa", 0]
     assert (retrieval.finetuning.steps, retrieval.task.limit, retrieval.finetuning.lr) == (10, 5, 1.0)
     assert (vqa.finetuning.steps, vqa.task.limit, vqa.calibration.steps) == (48, 6, 4)
-    assert configs["tiny-blip", "chita++", 0.9, "vqa", 0].calibration.steps == 7
+    assert configs["tiny-blip", "chita++", "steps=7", 0.9, "vqa", 0].calibration.steps == 7
 
 
 def test_a_selection_replaces_axes(tmp_path):
@@ -130,3 +130,85 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     path.write_text("[[grid]]\n" + GRID)
     with pytest.raises(ConfigError, match=r"grid\]\] 1: .* cannot be read: .*Permission denied: 'weights.bin'"):
         load_table(path, replace(catalogue(), contents=contents))
+
+
+VARIANTS = """
+[[grid]]
+models = ["tiny-xvlm"]
+methods = ["chita++", "omp"]
+sparsities = [0.5]
+tasks = ["vqa"]
+
+[[grid]]
+models = ["tiny-xvlm"]
+methods = ["chita++"]
+sparsities = [0.5]
+tasks = ["vqa"]
+calibration.alignment = 4
+pruning.lam = 0.1
+
+[[grid]]
+models = ["tiny-xvlm"]
+methods = ["omp"]
+sparsities = [0.5]
+tasks = ["vqa"]
+pruning.pattern = "2:4"
+"""
+
+
+def test_a_method_may_be_there_in_several_variants_and_the_dense_run_once(tmp_path):
+    cells = load(tmp_path, VARIANTS).cells
+    assert [(cell.row[1], cell.row[2]) for cell in cells] == [
+        ("dense", ""),
+        ("chita++", ""),
+        ("omp", ""),
+        ("chita++", "alignment=4 lam=0.1"),
+        ("omp", "pattern=2:4"),
+    ]
+    assert len({cell.key for cell in cells}) == 5
+    assert [str(cell) for cell in cells] == [
+        "tiny-xvlm dense vqa seed 0",
+        "tiny-xvlm chita++@50% alignment=1 vqa seed 0",
+        "tiny-xvlm omp@50% vqa seed 0",
+        "tiny-xvlm chita++@50% alignment=4 lam=0.1 vqa seed 0",
+        "tiny-xvlm omp@50% pattern=2:4 vqa seed 0",
+    ]
+
+
+def test_one_variant_is_called_by_its_method(tmp_path):
+    cells = load(tmp_path, "[base.calibration]\nalignment = 4\n[base.pruning]\nlam = 3\n[[grid]]\n" + GRID).cells
+    assert cells[1].row == ("tiny-blip", "omp", "alignment=4 lam=3", 0.9)
+    assert [cell.label for cell in cells] == ["dense", "omp"]
+
+
+def test_a_dense_run_is_the_same_one_under_every_calibration_and_pruning(tmp_path):
+    plain = load(tmp_path, "[[grid]]\n" + GRID).cells[0]
+    text = "calibration.alignment = 4\npruning = {pattern = '2:4', lam = 0.1}\n"
+    other = load(tmp_path, "[[grid]]\n" + GRID.replace("0.9", "0.5") + text).cells
+    assert other[0].key == plain.key
+    assert (variant(other[0].config), variant(other[1].config)) == ("", "alignment=4 pattern=2:4 lam=0.1")
+    config = RunConfig(pruning=PruningConfig(lam=0.1, pattern="2:4"))
+    assert run_key(config, plain.contents) == run_key(RunConfig(), plain.contents)
+
+
+def test_calibration_data_counts_by_the_name_of_its_directory(tmp_path):
+    (tmp_path / "my photos").mkdir()
+    text = f"calibration.data = '{tmp_path / 'my photos'}/'\n"
+    cells = load(tmp_path, "[[grid]]\n" + GRID + "[[grid]]\n" + GRID + text).cells
+    assert [str(cell) for cell in cells[1:]] == [
+        "tiny-blip omp@90% data=scenes vqa seed 0",
+        "tiny-blip omp@90% data=my photos vqa seed 0",
+    ]
+
+
+def test_settings_that_a_method_does_not_have_are_refused_with_the_entry(tmp_path):
+    with pytest.raises(ConfigError, match=r"\[\[grid\]\] 3: method 'chita\+\+' takes no pattern"):
+        load(
+            tmp_path,
+            VARIANTS.replace(
+                '"omp"]\nsparsities = [0.5]\ntasks = ["vqa"]\npruning',
+                '"chita++"]\nsparsities = [0.5]\ntasks = ["vqa"]\npruning',
+            ),
+        )
+    with pytest.raises(ConfigError, match=r"the sparsity of pattern 1:4 must be 0\.75, got 0\.5"):
+        load(tmp_path, VARIANTS.replace("2:4", "1:4"))

@@ -57,7 +57,7 @@ def schedule(cells: Collection[Cell]) -> list[Cell]:
 
     axes = (
         lambda cell: cell.config.model,
-        lambda cell: cell.config.pruning.method,
+        lambda cell: cell.label,
         lambda cell: cell.config.pruning.sparsity,
         lambda cell: cell.config.seed,
         lambda cell: cell.config.task.name,

@@ -78,20 +78,27 @@ def measure(model: Prunable) -> float:
     return 1 - kept / model.graph.n_edges
 
 
-def overlap(a: Masks, b: Masks, graph: LayerGraph | None = None) -> dict[str, float]:
-    """Intersection over union of the kept entries: one value a layer, and one a modality too when a graph is given.
+def overlap(a: Masks, b: Masks, modality: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Intersection over union of the kept entries of each layer; two masks that keep nothing overlap by 1.
 
-    Two masks that keep nothing overlap by 1.
+    Args:
+        a: masks.
+        b: masks of the same layers.
+        modality: {layer name: modality}, of `LayerGraph.modality`; then one value a modality and "all" come too.
+
+    Raises:
+        ValueError: the masks are of different layers.
     """
     if a.keys() != b.keys():
         raise ValueError(f"masks of different layers, only in one of them: {sorted(a.keys() ^ b.keys())}")
     counts: dict[str, tuple[int, int]] = {}
     for name in a:
         counts[name] = (int((a[name] & b[name]).sum()), int((a[name] | b[name]).sum()))
-    if graph is not None:
-        for modality in dict.fromkeys(graph.modality.values()):
-            members = [counts[layer.name] for layer in graph if layer.modality == modality]
-            counts[modality] = (sum(both for both, _ in members), sum(either for _, either in members))
+    if modality is not None:
+        groups = {group: [name for name in a if modality.get(name) == group] for group in modality.values()}
+        for group, names in {**groups, "all": list(a)}.items():
+            members = [counts[name] for name in names]
+            counts[group] = (sum(both for both, _ in members), sum(either for _, either in members))
     return {name: both / either if either else 1.0 for name, (both, either) in counts.items()}
 
 

@@ -110,7 +110,6 @@ class Progress:
             self._show_row(event.cell)
 
     def _show_row(self, last: Cell) -> None:
-        model, method, sparsity = last.row
         values: dict[str, list[float]] = {task: [] for task in self.tasks}
         for cell in self.table.cells:
             if cell.row == last.row:
@@ -119,11 +118,13 @@ class Progress:
                     task = cell.config.task.name
                     values[task].append(record.metrics[self.headlines[task]])
         texts = [f"{sum(seeds) / len(seeds):.1f}" if seeds else MISSING for seeds in values.values()]
-        self._print(self._columns(model, method, "" if method == DENSE else percent(sparsity), texts), style="bold")
+        pruning = last.config.pruning
+        at = "" if pruning.method == DENSE else percent(pruning.sparsity)
+        self._print(self._columns(last.config.model, last.label, at, texts), style="bold")
 
     def _columns(self, model: str, method: str, sparsity: str, cells: list[str]) -> str:
         models = max(len(cell.config.model) for cell in self.table.cells)
-        methods = max(len(cell.config.pruning.method) for cell in self.table.cells)
+        methods = max(len(cell.label) for cell in self.table.cells)
         place = f"{model:<{max(5, models)}}  {method:<{max(6, methods)}}  {sparsity:>8}  "
         return place + "".join(f"{cell:>9}" for cell in cells)
 

@@ -25,6 +25,7 @@ from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
 from vlprune.reports.publish import publish
 from vlprune.reports.tables import summary
+from vlprune.rows import MEMORY_LIMIT, Rows
 from vlprune.table import Catalogue, Cell, Selection, Table, load_table
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Options:
         jobs: worker processes; the number of CUDA devices, or of cores, where it is not given.
         dry_run: only say what would run and what is done.
         results: the results directory.
+        memory_limit: GiB of gradient rows (chita, chita++) that a worker keeps in memory; more go to disk.
+        spill: directory for gradient rows on disk; the cache of the results where it is not given.
     """
 
     table: Annotated[Path | None, tyro.conf.Positional] = None
@@ -72,6 +75,8 @@ class Options:
     jobs: int | None = None
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     results: Path = Path("results")
+    memory_limit: float = MEMORY_LIMIT / 2**30
+    spill: Path | None = None
 
 
 def _split(text: str | None, option: str, convert: Callable[[str], T]) -> tuple[T, ...] | None:
@@ -186,7 +191,7 @@ def _print_results(name: str, table: Table, known: Catalogue, results: Path, con
             console.print()
             console.print(part)
     console.print()
-    for path in publish(name, records, known.headlines, results / "tables"):
+    for path in publish(name, records, known.headlines, directory=results / "tables", cache=results / "cache"):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
@@ -198,9 +203,12 @@ def main() -> None:
         from vlprune.pipeline import run
         from vlprune.preflight import preflight
 
+        if options.memory_limit < 0:
+            raise ConfigError(f"--memory-limit must be at least 0, got {options.memory_limit:g}")
+        rows = partial(Rows, options.spill or options.results / "cache", round(options.memory_limit * 2**30))
         # A file or a pipe has no width; the tables set it.
         console = Console(width=None if sys.stdout.isatty() else 160)
-        code = sweep(options, catalogue(), run, preflight, console, cuda_devices())
+        code = sweep(options, catalogue(), partial(run, new_rows=rows), preflight, console, cuda_devices())
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

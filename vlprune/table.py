@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from vlprune.config import (
     run_key,
     typed,
     unknown,
+    variant,
 )
+from vlprune.variants import label, labels
 
 AXES = ("models", "methods", "sparsities", "tasks", "seeds")
 PARTS = {
@@ -48,6 +50,7 @@ class Catalogue:
         headlines: {task name: the metric that tables show first}.
         data: names of the embedded data sets; a directory is one as well.
         contents: what a config only names.
+        check: raises a ValueError for pruning settings that the method does not have.
     """
 
     models: Collection[str]
@@ -56,6 +59,7 @@ class Catalogue:
     headlines: Mapping[str, str]
     data: Collection[str]
     contents: Callable[[RunConfig], Contents]
+    check: Callable[[PruningConfig], None]
 
 
 @dataclass(frozen=True)
@@ -76,26 +80,35 @@ class Selection:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table, what its config only names, and the key of its record."""
+    """One run of a table.
+
+    Attributes:
+        config: of the run.
+        contents: what the config only names.
+        key: of its record.
+        label: how the table calls its method, with the settings that tell its variants apart.
+    """
 
     config: RunConfig
     contents: Contents
     key: str
+    label: str
 
     @property
-    def row(self) -> tuple[str, str, float]:
-        """(model, method, sparsity)."""
-        return self.config.model, self.config.pruning.method, self.config.pruning.sparsity
+    def row(self) -> tuple[str, str, str, float]:
+        """(model, method, variant, sparsity)."""
+        pruning = self.config.pruning
+        return self.config.model, pruning.method, variant(self.config), pruning.sparsity
 
     @property
-    def place(self) -> tuple[str, str, float, str, int]:
-        """(model, method, sparsity, task, seed): where its numbers stand in the table."""
+    def place(self) -> tuple[str, str, str, float, str, int]:
+        """(model, method, variant, sparsity, task, seed): where its numbers stand in the table."""
         return *self.row, self.config.task.name, self.config.seed
 
     def __str__(self) -> str:
-        method, sparsity = self.config.pruning.method, self.config.pruning.sparsity
-        at = "" if method == DENSE else f"@{100 * sparsity:g}%"
-        return f"{self.config.model} {method}{at} {self.config.task.name} seed {self.config.seed}"
+        method, space, settings = self.label.partition(" ")
+        at = "" if method == DENSE else f"@{100 * self.config.pruning.sparsity:g}%"
+        return f"{self.config.model} {method}{at}{space}{settings} {self.config.task.name} seed {self.config.seed}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,8 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
     The file has `[base]` (nested tables calibration, pruning, finetuning, task: settings of every run), `[task.<name>]`
     (the same tables, for the runs of one task) and `[[grid]]` entries: lists models, methods, sparsities, tasks and
     seeds (default [0]) that multiply, and settings of that entry. Later ones win: base, task, grid. The dense run of
-    every model, task and seed is always there, once.
+    every model, task and seed is always there, once. A method may be there in several variants of its calibration and
+    pruning settings, each from an entry of its own.
 
     Args:
         path: the file.
@@ -150,8 +164,10 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
         own = _settings({k: v for k, v in entry.items() if k not in AXES}, where)
         for config in _configs(entry_axes, base, by_task, own, where):
             _check_data(config, catalogue, where)
+            _check_pruning(config, catalogue, where)
             contents = _contents(config, catalogue, where)
-            cell = Cell(config, contents, run_key(config, contents))
+            name = label(config.pruning.method, variant(config))
+            cell = Cell(config, contents, run_key(config, contents), name)
             other = cells.setdefault(cell.place, cell)
             if other.key != cell.key:
                 raise ConfigError(
@@ -160,7 +176,8 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
                 )
     if not cells:
         raise ConfigError(f"{path.name}: nothing is left to run with this selection")
-    return Table(path.stem, tuple(cells.values()))
+    names = labels(cell.row[1:3] for cell in cells.values())
+    return Table(path.stem, tuple(replace(cell, label=names[cell.row[1:3]]) for cell in cells.values()))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -244,6 +261,13 @@ def _check_names(axes: Mapping[str, list], catalogue: Catalogue, where: str) -> 
             raise ConfigError(f"{where}: a seed must be a whole number of at least 0, got {seed!r}")
 
 
+def _check_pruning(config: RunConfig, catalogue: Catalogue, where: str) -> None:
+    try:
+        catalogue.check(config.pruning)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def _contents(config: RunConfig, catalogue: Catalogue, where: str) -> Contents:
     try:
         return catalogue.contents(config)
@@ -273,7 +297,8 @@ def _configs(axes: Mapping[str, list], base: Settings, by_task: Mapping[str, Set
         for settings in (base, by_task.get(task, {}), own):
             for part, values in settings.items():
                 merged[part].update(values)
-        merged["pruning"].update(pruning)
+        # The dense run has no pruning settings, so that it is the same one for all entries.
+        merged["pruning"] = pruning if pruning["method"] == DENSE else {**merged["pruning"], **pruning}
         merged["task"]["name"] = task
         yield build(RunConfig, {"model": model, "seed": seed, **merged}, where)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from vlprune.config import DENSE, digest
+from vlprune.config import DENSE, digest, variant
 from vlprune.record import Record, load_records
+from vlprune.variants import label, labels
 
 COLUMNS = (
     "model",
     "method",
+    "variant",
     "sparsity",
     "seed",
     "task",
@@ -29,15 +31,16 @@ COLUMNS = (
     "key",
 )
 FLOOR_COLUMNS = ("model", "seed", "task", "floor", "metric", "value")
-RUN = ["model", "method", "sparsity", "seed", "task", "metric"]
+RUN = ["model", "method", "variant", "sparsity", "seed", "task", "metric"]
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
     """One row per finished run and metric of a results directory.
 
-    Columns: model, method ("dense" for the whole model), sparsity (asked, in [0, 1)), seed, task, metric, value, dense
-    (the value of the dense model under the same settings, NaN where there is none), retention (value / dense),
-    measured_sparsity, seconds (all stages), peak_memory (bytes), data, settings (digest of weights, fine-tuning and
+    Columns: model, method ("dense" for the whole model), variant (the settings of calibration and pruning that are not
+    the defaults, as in "alignment=4 lam=0.1"), sparsity (asked, in [0, 1)), seed, task, metric, value, dense (the value
+    of the dense model under the same settings, NaN where there is none), retention (value / dense), measured_sparsity,
+    seconds (all stages), peak_memory (bytes), data, settings (digest of weights, fine-tuning and
     task: only rows with equal settings are comparable), key (directory of the run).
 
     Raises:
@@ -52,6 +55,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
         {
             "model": record.config.model,
             "method": record.config.pruning.method,
+            "variant": variant(record.config),
             "sparsity": record.config.pruning.sparsity,
             "seed": record.config.seed,
             "task": record.config.task.name,
@@ -93,6 +97,16 @@ def floor_frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(values, columns=list(FLOOR_COLUMNS))
 
 
+def named(long: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a column `label`: how a table calls the variant of a method; variants stand below each other."""
+    names = labels(zip(long.method, long.variant, strict=True))
+    own = [names[pair] for pair in zip(long.method, long.variant, strict=True)]
+    order = {method: i for i, method in enumerate(long.method.unique())}
+    return long.assign(label=pd.Series(own, index=long.index, dtype=str)).sort_values(
+        "method", key=lambda methods: methods.map(order), kind="stable"
+    )
+
+
 def rows(long: pd.DataFrame, **equal: object) -> pd.DataFrame:
     """The rows whose columns have the given values."""
     keep = pd.Series(True, index=long.index)
@@ -109,14 +123,15 @@ def check_comparable(long: pd.DataFrame, apart: Sequence[str] = ()) -> None:
         apart: more columns that tell places apart.
 
     Raises:
-        ValueError: two rows of equal model, method, sparsity, seed, task, metric and values apart.
+        ValueError: two rows of equal model, method, variant, sparsity, seed, task, metric and values apart.
     """
     twice = long.loc[long.duplicated([*RUN, *apart], keep=False)]
     if len(twice):
         first = twice.iloc[0]
         same = rows(twice, **{column: first[column] for column in (*RUN, *apart)})
+        method = label(first.method, first.variant)
         raise ValueError(
-            f"several runs of {first.model} {first.method} at sparsity {first.sparsity:g} on {first.task}, "
+            f"several runs of {first.model} {method} at sparsity {first.sparsity:g} on {first.task}, "
             f"seed {first.seed}, with settings {' and '.join(dict.fromkeys(same.settings))} "
             f"and keys {' and '.join(same.key)}: keep the rows of one"
         )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vlprune.atomic import atomic
 from vlprune.config import DENSE
-from vlprune.reports.frame import check_comparable, rows
+from vlprune.reports.frame import check_comparable, named, rows
 from vlprune.reports.tables import metric_axis
 
 # Okabe and Ito's palette for all kinds of colour vision; markers and dashes tell the lines apart in grey.
@@ -21,7 +21,7 @@ INK = "#444444"
 
 
 def figure(long: pd.DataFrame, floors: pd.DataFrame, task: str, metric: str) -> Figure:
-    """A panel per model: the metric of a task against the sparsity in percent, a line per method.
+    """A panel per model: the metric of a task against the sparsity in percent, a line per method and variant.
 
     Points are means over seeds, bands go from the lowest to the highest seed. The dense model and the floors (what a
     model that learned nothing gets) are horizontal lines.
@@ -35,12 +35,12 @@ def figure(long: pd.DataFrame, floors: pd.DataFrame, task: str, metric: str) -> 
     Raises:
         ValueError: two runs in one place, or nothing to draw.
     """
-    drawn = rows(long, task=task, metric=metric)
+    drawn = rows(named(long), task=task, metric=metric)
     if drawn.empty:
         raise ValueError(f"there is no {metric!r} of task {task!r} to draw; there are: {sorted(set(long.metric))}")
     check_comparable(drawn)
     models = list(drawn.model.unique())
-    methods = [method for method in drawn.method.unique() if method != DENSE]
+    methods = [name for name in drawn.label.unique() if name != DENSE]
     chart = Figure(figsize=(3.7 * len(models) + 1.9, 3.7), dpi=150, layout="constrained")
     FigureCanvasAgg(chart)
     axes = chart.subplots(1, len(models), sharey=True, squeeze=False)[0]
@@ -48,7 +48,7 @@ def figure(long: pd.DataFrame, floors: pd.DataFrame, task: str, metric: str) -> 
     for ax, model in zip(axes, models, strict=True):
         own = rows(drawn, model=model)
         for i, method in enumerate(methods):
-            seeds = rows(own, method=method).groupby("sparsity").value
+            seeds = rows(own, label=method).groupby("sparsity").value
             x = 100 * seeds.mean().index.to_numpy()
             style = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "linestyle": DASHES[i // 8 % 3]}
             (handles[method],) = ax.plot(x, seeds.mean(), **style, linewidth=1.8, markersize=6, clip_on=False, zorder=3)

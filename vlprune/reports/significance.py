@@ -10,9 +10,11 @@ from scipy import stats
 
 from vlprune.config import DENSE, unknown
 from vlprune.reports.frame import check_comparable, rows
+from vlprune.variants import find, labels
 
 PLACE = ["model", "task", "data", "settings", "metric", "sparsity"]
-COLUMNS = [*PLACE, "method", "pairs", "difference", "low", "high", "p"]
+SETTING = ["model", "task", "data", "settings"]
+COLUMNS = [*PLACE, "method", "variant", "pairs", "difference", "low", "high", "p"]
 MOST_PAIRS = 16
 
 
@@ -24,28 +26,45 @@ def compare(df: pd.DataFrame, baseline: str = "omp") -> pd.DataFrame:
 
     Args:
         df: of `load_results`, with one run per place and seed; runs on other data or with other settings are apart.
-        baseline: the method to compare with; the dense model is never compared.
+        baseline: the method to compare with; where it has several variants, the name of one, "chita++ alignment=4". The
+            dense model is never compared.
 
     Returns:
-        model, task, data, settings, metric, sparsity, method, pairs (seeds that both have), difference (mean of
-        method - baseline), low and high (95 % interval of Student's t), p (exact two-sided sign-flip test, at best
+        model, task, data, settings, metric, sparsity, method, variant, pairs (seeds that both have), difference (mean
+        of method - baseline), low and high (95 % interval of Student's t), p (exact two-sided sign-flip test, at best
         2 / 2**pairs); the last three are NaN below 2 pairs.
 
     Raises:
-        ValueError: the baseline is not among the methods, two runs in one place, or more than 16 seeds.
+        ValueError: the baseline is not among the methods or has several variants, two runs in one place, or more than
+            16 seeds.
     """
     check_comparable(df, ("data", "settings"))
     pruned = df.loc[df.method != DENSE]
-    if baseline not in set(pruned.method):
-        raise ValueError(unknown("baseline", baseline, pruned.method.unique()))
-    reference = rows(pruned, method=baseline).set_index([*PLACE, "seed"]).value
-    others = pruned.loc[pruned.method != baseline].join(reference.rename("reference"), on=[*PLACE, "seed"], how="inner")
+    is_baseline = _is_baseline(pruned, baseline)
+    reference = pruned.loc[is_baseline].set_index([*PLACE, "seed"]).value
+    others = pruned.loc[~is_baseline].join(reference.rename("reference"), on=[*PLACE, "seed"], how="inner")
     compared = []
-    for key, pairs in others.groupby([*PLACE, "method"], sort=False):
+    for key, pairs in others.groupby([*PLACE, "method", "variant"], sort=False):
         assert isinstance(key, tuple)
         difference = (pairs.value - pairs.reference).to_numpy()
         compared.append((*key, len(difference), difference.mean(), *_interval(difference), sign_flip(difference)))
     return pd.DataFrame(compared, columns=COLUMNS)
+
+
+def _is_baseline(pruned: pd.DataFrame, baseline: str) -> pd.Series:
+    # A name means another variant where the settings of a whole table are others, hence one look-up a setting.
+    found = pd.Series(False, index=pruned.index)
+    for _, own in pruned.groupby(SETTING, sort=False):
+        meant = find(baseline, zip(own.method, own.variant, strict=True))
+        if len(meant) > 1:
+            method = meant[0][0]
+            names = labels((method, variant) for variant in rows(own, method=method).variant)
+            raise ValueError(f"baseline {baseline!r} has several variants, name one of: {', '.join(names.values())}")
+        for method, variant in meant:
+            found[rows(own, method=method, variant=variant).index] = True
+    if not found.any():
+        raise ValueError(unknown("baseline", baseline, labels(zip(pruned.method, pruned.variant)).values()))
+    return found
 
 
 def _interval(difference: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 import pandas as pd
 
 from vlprune.config import DENSE
-from vlprune.reports.frame import check_comparable, rows
+from vlprune.reports.frame import check_comparable, named, rows
 from vlprune.reports.grid import MISSING, Grid, Line
 
 # How a metric is called in print, and its unit.
@@ -51,7 +51,8 @@ def percent(sparsity: float) -> str:
 
 
 def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, str]) -> list[Grid]:
-    """One grid per model: the headline metric of every task by sparsity; dense row, a row per method, a row per floor.
+    """One grid per model: the headline metric of every task by sparsity; dense row, a row per method
+    and variant, a row per floor.
 
     Means over seeds, ± the standard deviation where there are several; the best method of a column is marked, the dense
     model and the floors do not compete.
@@ -65,6 +66,7 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
         ValueError: two runs in one place.
     """
     check_comparable(long)
+    long = named(long)
     values, lowest = _values(long), _floor_values(floors)
     grids = []
     for model in long.model.unique():
@@ -73,7 +75,7 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
         pruned = own.loc[own.method != DENSE]
         sparsities = sorted(pruned.sparsity.unique()) or [0.0]
         columns = [(sparsity, task, metric) for sparsity in sparsities for task, metric in tasks]
-        methods = list(pruned.method.unique())
+        methods = list(pruned.label.unique())
         blocks = (
             (_line(DENSE, [values.get((model, DENSE, 0.0, task, metric), []) for _, task, metric in columns]),),
             _competing(
@@ -90,6 +92,7 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
 def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
     """One grid per model and task with all metrics; a block of rows per sparsity. Marks and means as in `summary`."""
     check_comparable(long)
+    long = named(long)
     values, lowest = _values(long), _floor_values(floors)
     grids = []
     for model, task in long[["model", "task"]].drop_duplicates().itertuples(index=False):
@@ -99,7 +102,7 @@ def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
         blocks: list[tuple[Line, ...]] = [(dense,)]
         pruned = own.loc[own.method != DENSE]
         for sparsity in sorted(pruned.sparsity.unique()):
-            methods = list(rows(pruned, sparsity=sparsity).method.unique())
+            methods = list(rows(pruned, sparsity=sparsity).label.unique())
             labels = [f"{method} {percent(sparsity)}" for method in methods]
             lines = [[values.get((model, m, sparsity, task, metric), []) for metric in metrics] for m in methods]
             blocks.append(_competing(labels, lines))
@@ -110,9 +113,12 @@ def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
 
 
 def averages(long: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, method, sparsity, task and metric: mean, std (NaN for one seed), seeds, dense, retention."""
+    """One row per model, method, variant, sparsity, task and metric.
+
+    Columns: mean, std (NaN for one seed), seeds, dense, retention.
+    """
     check_comparable(long)
-    place = ["model", "method", "sparsity", "task", "metric"]
+    place = ["model", "method", "variant", "sparsity", "task", "metric"]
     return (
         long.groupby(place, sort=False)
         .agg(
@@ -127,9 +133,9 @@ def averages(long: pd.DataFrame) -> pd.DataFrame:
 
 
 def _values(long: pd.DataFrame) -> dict[tuple, list[float]]:
-    # {(model, method, sparsity, task, metric): one value a seed}
+    # {(model, label, sparsity, task, metric): one value a seed}
     found: dict[tuple, list[float]] = {}
-    columns = [long[column] for column in ("model", "method", "sparsity", "task", "metric", "value")]
+    columns = [long[column] for column in ("model", "label", "sparsity", "task", "metric", "value")]
     for *place, value in zip(*columns, strict=True):
         found.setdefault(tuple(place), []).append(value)
     return found
