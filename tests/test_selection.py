@@ -20,15 +20,22 @@ from vlprune.selection import (
 MODALITY = {"a": "vision", "b": "text", "c": "vision", "d": "fusion"}
 SPARSITIES = [0.0, 0.1, 0.29, 0.5, 0.63, 0.75, 0.9, 0.999]
 
-# Few values, so that ties are everywhere; both zeros, denormals, neighbours and extremes.
-VALUES = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.5, float(np.nextafter(np.float32(1.5), 2)), 3.4e38, -3.4e38, 1e-3]
+# Few values, so that ties are everywhere: both zeros, denormals, extremes, neighbours at the edge of a radix bin.
+EDGE = np.array([0x3F80FFFF, 0x3F810000, 0x3F810001], dtype=np.int32).view(np.float32).tolist()
+LARGEST = torch.finfo(torch.float32).max
+POSITIVE = [0.0, 1e-45, 1.1e-38, 1.2e-38, 1e-3, 1.0, *EDGE, 2.0**100, LARGEST]
+VALUES = [*POSITIVE, *(-value for value in POSITIVE)]
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
 
 
 @st.composite
 def scores(draw):
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    width = 32 if dtype == torch.float32 else 64
     values = draw(
-        st.sampled_from([st.sampled_from(VALUES), st.floats(width=32, allow_nan=False, allow_infinity=False)])
+        st.sampled_from([st.sampled_from(VALUES), st.floats(width=width, allow_nan=False, allow_infinity=False)])
     )
     drawn = {}
     for name in "abcd"[: draw(st.integers(1, 4))]:
@@ -133,9 +140,8 @@ def test_scores_that_are_not_finite_are_refused_with_the_layer(within, bad, dtyp
 
 
 def test_the_largest_finite_scores_are_accepted():
-    largest = torch.finfo(torch.float32).max
-    assert select({"a": torch.tensor([[largest, -largest]])}, 0.5, "model")["a"].tolist() == [[True, False]]
-    assert not select_lowest({"a": torch.full((2, 2), largest)}, 4)["a"].any()
+    assert select({"a": torch.tensor([[LARGEST, -LARGEST]])}, 0.5, "model")["a"].tolist() == [[True, False]]
+    assert not select_lowest({"a": torch.full((2, 2), LARGEST)}, 4)["a"].any()
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 63.0, float("nan")])
@@ -162,19 +168,69 @@ def test_other_wrong_arguments_are_refused():
         select_lowest(scores, 9)
 
 
+def test_scores_that_require_gradients_are_taken():
+    scores = {"a": torch.tensor([[1.0, 3.0, 2.0, 4.0]], requires_grad=True)}
+    for within in WITHIN:
+        assert select(scores, 0.5, within, MODALITY)["a"].tolist() == [[False, True, False, True]]
+    assert select_pattern(scores, 1, 2)["a"].tolist() == [[False, True, False, True]]
+
+
 def test_no_layers_give_no_masks():
     assert select({}, 0.5, "model") == {}
     assert select({}, 0.5, "row") == {}
     assert select({}, 0.5, "layer") == {}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("within", WITHIN)
-def test_a_gpu_selects_the_same(within):
-    scores = {name: torch.randn(50, 60).round(decimals=1) for name in "abc"}
-    on_gpu = select({name: values.cuda() for name, values in scores.items()}, 0.63, within, MODALITY)
-    for name, mask in select(scores, 0.63, within, MODALITY).items():
-        assert torch.equal(mask, on_gpu[name].cpu())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_of_any_device_give_what_arrays_give(within, dtype, device, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.randn(50, 60, generator=generator, dtype=dtype).round(decimals=1) for name in "abc"}
+    wanted = [*select_many(scores, SPARSITIES, within, MODALITY), select_pattern(scores, 3, 6)]
+    monkeypatch.setattr(selection, "_array", torch.Tensor.detach)  # as on a device without NumPy
+    moved = {name: values.to(device) for name, values in scores.items()}
+    for one, other in zip(wanted, [*select_many(moved, SPARSITIES, within, MODALITY), select_pattern(moved, 3, 6)]):
+        for name in scores:
+            assert other[name].device.type == device
+            assert torch.equal(one[name], other[name].cpu())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_tensors_of_any_device_are_refused_if_not_finite(bad, device, monkeypatch):
+    monkeypatch.setattr(selection, "_array", torch.Tensor.detach)
+    scores = {"a": torch.ones(3, 4, device=device), "b": torch.ones(3, 4, device=device)}
+    scores["b"][1, 2] = bad
+    for within in WITHIN:
+        with pytest.raises(ValueError, match="layer 'b': scores must be finite"):
+            select(scores, 0.5, within, MODALITY)
+    with pytest.raises(ValueError, match="layer 'b': scores must be finite"):
+        select_pattern(scores, 2, 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_pattern_keeps_what_sorting_every_group_keeps(data):
+    of = data.draw(st.integers(2, 8))
+    kept = data.draw(st.integers(1, of - 1))
+    rows, n_groups = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    size = rows * n_groups * of
+    values = torch.tensor(data.draw(st.lists(st.sampled_from(VALUES), min_size=size, max_size=size)), dtype=dtype)
+    mask = select_pattern({"a": values.reshape(rows, n_groups * of)}, kept, of)["a"]
+    assert mask.shape == (rows, n_groups * of)
+    for group, scores in zip(mask.view(-1, of).numpy(), values.view(-1, of).numpy()):
+        [wanted] = oracle([scores], of - kept)
+        np.testing.assert_array_equal(group, wanted)
+
+
+def test_a_pattern_over_many_chunks_gives_what_one_gives(monkeypatch):
+    scores = {"a": torch.randn(24, 40, generator=torch.Generator().manual_seed(0)).round()}
+    scores["b"] = scores["a"].T  # not contiguous
+    whole = select_pattern(scores, 2, 4)
+    monkeypatch.setattr(selection, "_CHUNK", 64)
+    assert all(torch.equal(mask, whole[name]) for name, mask in select_pattern(scores, 2, 4).items())
 
 
 def test_a_pattern_keeps_the_highest_of_every_group_of_inputs():

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -118,21 +120,18 @@ def select_pattern(scores: Scores, kept: int, of: int) -> Kept:
     _check_dtypes(scores)
     if not 0 < kept < of:
         raise ValueError(f"a pattern keeps N of M entries with 0 < N < M, got {kept} of {of}")
-    masks: Kept = {}
+    masks = _blank(scores)
     for name, values in scores.items():
         if values.shape[1] % of:
             raise ValueError(f"layer '{name}': {values.shape[1]} inputs cannot be cut into groups of {of}")
-        masks[name] = torch.empty(values.shape, dtype=torch.bool, device=values.device)
-        step = max(1, _CHUNK // of)
-        for mask, groups in zip(masks[name].view(-1, of).split(step), values.reshape(-1, of).split(step)):
-            if not (abs(_array(groups)) < math.inf).all():
-                raise _not_finite(name)
+        for mask, groups in zip(_rows(masks[name].view(-1, of)), _rows(values.reshape(-1, of))):
+            _check_finite(name, _array(groups))
             _array(mask)[:] = (_ranks(groups) >= of - kept).T
     return masks
 
 
 def _ranks(groups: Float[Tensor, "n of"]) -> Any:
-    """(of, n) Places of the entries in the ascending order of their group, by comparing every pair: no small sorts."""
+    """(of, n) Places of the entries in the order of their group: comparing all pairs beats many small sorts."""
     columns = _array(groups.T.contiguous())
     ranks = _array(torch.zeros(groups.T.shape, dtype=torch.int16, device=groups.device))
     for j in range(len(columns)):
@@ -186,33 +185,43 @@ class _Cut:
 
 def _select_groups(scores: Scores, groups: Sequence[Sequence[str]], counts: Sequence[Sequence[int]]) -> list[Kept]:
     """Masks for each of `counts`, a list with the number of entries to prune in each group."""
-    kept: list[Kept] = [{} for _ in counts]
+    kept = [_blank(scores) for _ in counts]
     for i, group in enumerate(groups):
-        parts = {name: scores[name] for name in group}
-        cuts = _cuts(parts, [share[i] for share in counts])
-        for masks, part in zip(kept, _apply_cuts(parts, cuts)):
-            masks.update(part)
-    return [{name: masks[name] for name in scores} for masks in kept]
+        cuts = _cuts({name: scores[name] for name in group}, [share[i] for share in counts])
+        left = [cut.n_tied for cut in cuts]
+        for name in group:
+            for chunk, *parts in zip(_chunks(scores[name]), *(_chunks(masks[name]) for masks in kept)):
+                left = [_apply_cut(part, chunk, cut.value, n) for part, cut, n in zip(parts, cuts, left)]
+    return kept
+
+
+def _apply_cut(mask: Any, chunk: Any, value: float, n_tied: int) -> int:
+    """Writes the mask of a chunk; returns how many of the `n_tied` entries equal to `value` are still to fall."""
+    mask[:] = chunk >= value
+    if n_tied == 0:
+        return 0
+    tied = chunk == value
+    n_here = int(tied.sum())
+    if n_here > n_tied:
+        tied &= tied.cumsum(0) <= n_tied
+    mask ^= tied
+    return max(0, n_tied - n_here)
 
 
 def _select_rows(scores: Scores, sparsities: Sequence[float]) -> list[Kept]:
     sizes = [size for values in scores.values() for size in [values.shape[1]] * len(values)]
     pruned = [torch.from_numpy(shares(sizes, sparsity)) for sparsity in sparsities]
-    kept: list[Kept] = [{} for _ in sparsities]
-    row = 0
+    kept = [_blank(scores) for _ in sparsities]
+    first = 0
     for name, values in scores.items():
-        for masks in kept:
-            masks[name] = torch.empty(values.shape, dtype=torch.bool, device=values.device)
-        step = max(1, _CHUNK // values.shape[1])
-        for start in range(0, len(values), step):
-            rows = _array(values[start : start + step])
+        for part, *parts in zip(_rows(values), *(_rows(masks[name]) for masks in kept)):
+            rows = _array(part)
             ordered = np.sort(rows, axis=1) if isinstance(rows, np.ndarray) else rows.sort(dim=1).values
-            if not (abs(ordered[:, [0, -1]]) < math.inf).all():
-                raise _not_finite(name)
-            for masks, counts in zip(kept, pruned):
-                counts = _array(counts[row : row + len(rows)].to(values.device))
-                _array(masks[name][start : start + step])[:] = _row_mask(rows, ordered, counts)
-            row += len(rows)
+            _check_finite(name, ordered[:, [0, -1]])
+            for mask, counts in zip(parts, pruned):
+                counts = _array(counts[first : first + len(rows)].to(part.device))
+                _array(mask)[:] = _row_mask(rows, ordered, counts)
+            first += len(rows)
     return kept
 
 
@@ -227,35 +236,15 @@ def _row_mask(rows: Any, ordered: Any, counts: Any) -> Any:
     return mask
 
 
-def _apply_cuts(scores: Scores, cuts: Sequence[_Cut]) -> list[Kept]:
-    """Masks for each cut, written in one pass over the scores."""
-    left = [cut.n_tied for cut in cuts]
-    kept: list[Kept] = [{} for _ in cuts]
-    for name, values in scores.items():
-        for masks in kept:
-            masks[name] = torch.empty(values.shape, dtype=torch.bool, device=values.device)
-        for chunk, *parts in zip(_chunks(values), *(_chunks(masks[name]) for masks in kept)):
-            for i, (part, cut) in enumerate(zip(parts, cuts)):
-                part[:] = chunk >= cut.value
-                if left[i] > 0:
-                    tied = chunk == cut.value
-                    n_tied = int(tied.sum())
-                    if n_tied > left[i]:
-                        tied &= tied.cumsum(0) <= left[i]
-                    part ^= tied
-                    left[i] -= min(n_tied, left[i])
-    return kept
-
-
 def _cuts(scores: Scores, counts: Sequence[int]) -> list[_Cut]:
     """Where to cut the scores of one group so that each of `counts` entries fall."""
-    wanted = sorted({count for count in counts if count > 0})
-    first = sum(_top_digits(name, values) for name, values in scores.items())
-    if not isinstance(first, Tensor):  # no layers
+    if not scores:
         return [_Cut(-math.inf, 0) for _ in counts]
+    first = _top_digits(scores)
     dtype = next(iter(scores.values())).dtype
+    one = torch.ones(1, dtype=first.dtype, device=first.device)
     # For each count: the leading digits of its key, its rank among the entries that share them, and their number.
-    found = {count: _descend(first, -(_BINS // 2), count) for count in wanted}
+    found = {count: _descend(first, -(_BINS // 2), count) for count in counts if count > 0}
     for shift in range(torch.finfo(dtype).bits - 2 * _DIGIT, -1, -_DIGIT):
         histograms: dict[int, Tensor] = {prefix: torch.zeros_like(first) for prefix, _, _ in found.values()}
         edges = [[_value(p << (shift + _DIGIT), dtype) for p in (prefix, prefix + 1)] for prefix in histograms]
@@ -264,7 +253,7 @@ def _cuts(scores: Scores, counts: Sequence[int]) -> list[_Cut]:
             leading = keys >> (shift + _DIGIT)
             for prefix, histogram in histograms.items():
                 digits = (keys[leading == prefix] >> shift) & (_BINS - 1)
-                histogram += torch.bincount(digits, minlength=_BINS)
+                histogram.index_add_(0, digits, one.expand(len(digits)))
         found = {
             count: _descend(histograms[prefix], prefix << _DIGIT, rank) for count, (prefix, rank, _) in found.items()
         }
@@ -283,31 +272,29 @@ def _descend(histogram: Int[Tensor, " bins"], base: int, rank: int) -> tuple[int
     return base + digit, rank - int(cumulative[digit]) + n_equal, n_equal
 
 
-def _top_digits(name: str, values: Float[Tensor, "*_"]) -> Int[Tensor, " bins"]:
-    """Histogram of the leading digits of one layer; NaN and infinity show in the bins beyond the finite ones."""
-    histogram = torch.zeros(_BINS, dtype=torch.int64, device=values.device)
-    half, shift = _BINS // 2, torch.finfo(values.dtype).bits - _DIGIT
-    for chunk in values.reshape(-1).split(_CHUNK):
-        counts = torch.bincount(_bits(chunk).bitwise_right_shift_(shift).bitwise_and_(_BINS - 1))
-        histogram[: len(counts)] += counts
-    # As bits, negative numbers come last and count backwards: turning their bins is cheaper than turning every number.
-    histogram = torch.cat([histogram[half:].flip(0), histogram[:half]])
-    limits = _flip(_bits(torch.tensor([-math.inf, math.inf], dtype=values.dtype)))
-    low, high = ((limits >> shift) + half).tolist()
-    if histogram[: low + 1].any() or histogram[high:].any():
-        raise _not_finite(name)
-    return histogram
+def _top_digits(scores: Scores) -> Int[Tensor, " bins"]:
+    """Histogram of the leading digits of the keys, counted from the lowest; refuses NaN and infinity."""
+    first = next(iter(scores.values()))
+    half, shift = _BINS // 2, torch.finfo(first.dtype).bits - _DIGIT
+    infinite = int(_bits(torch.tensor([math.inf], dtype=first.dtype)) >> shift)  # and NaN lies beyond
+    positive, negative = torch.zeros(2, half, dtype=torch.int64, device=first.device)
+    for name, values in scores.items():
+        for chunk in values.reshape(-1).split(_CHUNK):
+            counts = torch.bincount(_bits(chunk).bitwise_right_shift_(shift).bitwise_and_(_BINS - 1))
+            positive[: len(counts)] += counts[:half]
+            negative[: max(0, len(counts) - half)] += counts[half:]
+        if positive[infinite:].any() or negative[infinite:].any():
+            raise _not_finite(name)
+    return torch.cat([negative.flip(0), positive])  # as bits, negative numbers count backwards
 
 
 def _between(values: Float[Tensor, "*_"], edges: Sequence[Sequence[float]]) -> Float[Tensor, " n"]:
     """The values in any of the intervals [low, high)."""
-    parts = []
-    for chunk in _chunks(values):
-        inside = False
-        for low, high in edges:
-            inside |= (chunk >= low) & (chunk < high)
-        parts.append(torch.as_tensor(chunk[inside]))
-    return torch.cat(parts)
+
+    def inside(chunk: Any) -> Any:
+        return reduce(or_, ((chunk >= low) & (chunk < high) for low, high in edges))
+
+    return torch.cat([torch.as_tensor(chunk[inside(chunk)]) for chunk in _chunks(values)])
 
 
 def _bits(values: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -326,13 +313,27 @@ def _flip(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     return bits ^ ((bits >> (info.bits - 1)) & info.max)
 
 
+def _blank(scores: Scores) -> Kept:
+    """Masks to be written."""
+    return {name: torch.empty(s.shape, dtype=torch.bool, device=s.device) for name, s in scores.items()}
+
+
 def _chunks(values: Tensor) -> Iterator[Any]:
     yield from map(_array, values.reshape(-1).split(_CHUNK))
 
 
+def _rows(values: Tensor) -> tuple[Tensor, ...]:
+    return values.split(max(1, _CHUNK // values.shape[1]))
+
+
 def _array(values: Tensor) -> Any:
-    """The same memory, on a CPU as a NumPy array: the comparisons used here then take a seventh of torch's time."""
+    """The same memory, on a CPU as a NumPy array: comparing takes a seventh of torch's time there."""
     return values.detach().numpy() if values.device.type == "cpu" else values.detach()
+
+
+def _check_finite(name: str, values: Any) -> None:
+    if not (abs(values) < math.inf).all():
+        raise _not_finite(name)
 
 
 def _not_finite(name: str) -> ValueError:
