@@ -181,6 +181,11 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
 
 
+def plain(value: object) -> str:
+    """A setting's value in words, exact: 4 for 4.0."""
+    return str(value).removesuffix(".0")
+
+
 def variant(config: RunConfig) -> str:
     """The settings of calibration and pruning that are not the defaults, as in "alignment=4 lam=0.1"; "" for none.
 
@@ -193,8 +198,8 @@ def variant(config: RunConfig) -> str:
         for f in fields(part):
             value, default = getattr(part, f.name), f.default
             if value != default and f.name not in ("method", "sparsity"):
-                text = f"{value:g}" if isinstance(value, float) else str(value)
-                found.append(f"{f.name}={text.rstrip('/').rpartition('/')[2]}")
+                text = plain(value).rstrip("/")
+                found.append(f"{f.name}={text.rpartition('/')[2]}")
     return " ".join(found)
 
 

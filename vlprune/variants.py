@@ -6,13 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 
-from vlprune.config import CalibrationConfig, PruningConfig
+from vlprune.config import CalibrationConfig, PruningConfig, plain
 
-_DEFAULTS = {
-    f.name: f"{f.default:g}" if isinstance(f.default, float) else str(f.default)
-    for part in (CalibrationConfig, PruningConfig)
-    for f in fields(part)
-}
+_DEFAULTS = {f.name: plain(f.default) for part in (CalibrationConfig, PruningConfig) for f in fields(part)}
 _NONE = "None"
 
 
