@@ -29,9 +29,8 @@ from vlprune.models.base import ModelAdapter
 from vlprune.models.blip import BLIP
 from vlprune.models.checkpoints import load_tokenizer
 
-BATCH = 4
-CALLS = 4  # batches of a measured pass
-PAIRS = {"tiny-xvlm": 25, "BLIP-base size": 3}
+# Pairs of a batch, batches of a measured pass, and how often both passes take turns.
+SETTINGS = {"tiny-xvlm": [(4, 8, 15), (32, 4, 5)], "BLIP-base size": [(4, 1, 4)]}
 
 
 def blip_base() -> ModelAdapter:
@@ -64,7 +63,7 @@ def compare(plain: Callable[[], object], measured: Callable[[], object], pairs: 
     return median(a for a, _ in seconds), median(b for _, b in seconds), median(b / a for a, b in seconds)
 
 
-def costs(name: str, model: ModelAdapter, batch: Batch) -> list[str]:
+def costs(name: str, model: ModelAdapter, batch: Batch, calls: int, repeats: int) -> list[str]:
     """A row for each kind of pass."""
     weights = [model.weight(layer.name) for layer in model.graph]
 
@@ -81,15 +80,14 @@ def costs(name: str, model: ModelAdapter, batch: Batch) -> list[str]:
         ("forward: input_sq", forward, {"input_sq"}),
         ("forward: input_sq, input_outer", forward, {"input_sq", "input_outer"}),
         ("forward + backward: input_sq, grad", backward, {"input_sq", "grad", "row_size"}),
-        ("forward + backward: input_sq, grad, grad_sq", backward, {"input_sq", "grad", "grad_sq", "row_size"}),
     ):
         # One call measures several batches: what a pass begins and ends with is there once.
         a, b, ratio = compare(
-            lambda plain=plain: [plain() for _ in range(CALLS)],
-            lambda needs=needs: collect(model, [batch] * CALLS, needs),
-            PAIRS[name],
+            lambda plain=plain: [plain() for _ in range(calls)],
+            lambda needs=needs: collect(model, [batch] * calls, needs),
+            repeats,
         )
-        rows.append(f"| {name} | {label} | {a / CALLS:.4f} | {b / CALLS:.4f} | {ratio:.3f} |")
+        rows.append(f"| {name} | {len(batch.images)} | {label} | {a / calls:.4f} | {b / calls:.4f} | {ratio:.3f} |")
         print(rows[-1], flush=True)
     return rows
 
@@ -99,7 +97,7 @@ def memory(n_batches: int) -> int:
     code = (
         "import vlprune as vp; from vlprune.calibrate import collect\n"
         "model = vp.load_model('tiny-xvlm')\n"
-        f"batches = vp.calibration_batches('scenes', model, n_batches={n_batches}, batch_size={BATCH}, seed=0)\n"
+        f"batches = vp.calibration_batches('scenes', model, n_batches={n_batches}, batch_size=4, seed=0)\n"
         "collect(model, batches, {'input_sq', 'input_outer', 'grad', 'grad_sq', 'row_size'})\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
@@ -111,18 +109,19 @@ def main() -> None:
     """Measures and writes the tables."""
     rows = []
     for name, model in (("tiny-xvlm", load_model("tiny-xvlm")), ("BLIP-base size", blip_base())):
-        [batch] = calibration_batches("scenes", model, n_batches=1, batch_size=BATCH, seed=0)
-        rows += costs(name, model, batch)
+        for size, calls, repeats in SETTINGS[name]:
+            [batch] = calibration_batches("scenes", model, n_batches=1, batch_size=size, seed=0)
+            rows += costs(name, model, batch, calls, repeats)
     peaks = {n: memory(n) for n in (4, 64)}
     text = [
         "# Calibration",
         "",
         f"`python experiments/benchmarks/calibration.py`: torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, one thread, batches of {BATCH}. The plain and the measuring pass take turns;",
+        f"{transformers.__version__}, one thread. The plain and the measuring pass take turns;",
         "seconds a batch are medians, the ratio is the median of the ratios of neighbours.",
         "",
-        "| model | pass and what it measures | plain (s) | measured (s) | ratio |",
-        "|---|---|--:|--:|--:|",
+        "| model | batch | pass and what it measures | plain (s) | measured (s) | ratio |",
+        "|---|--:|---|--:|--:|--:|",
         *rows,
         "",
         "Peak memory of a process that measures all sums on tiny-xvlm: "
