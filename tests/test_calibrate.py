@@ -9,7 +9,8 @@ import torch
 from conftest import small_model
 
 from vlprune.batch import Batch
-from vlprune.calibrate import _Inputs, collect, load_statistics, save_statistics
+from vlprune.calibrate import collect, load_statistics, save_statistics
+from vlprune.inputs import Inputs
 from vlprune.pipeline import compute_masks
 
 # Prints a digest of the masks of methods after a calibration with so many threads.
@@ -236,7 +237,7 @@ def test_masks_do_not_depend_on_how_batches_are_cut(model, batch):
 
 
 def test_sums_of_inputs_do_not_grow_with_the_number_of_batches(model, batch):
-    inputs = _Inputs(model, list(model.graph), outer=True)
+    inputs = Inputs(model, list(model.graph), outer=True)
     inputs.active = True
     sizes = []
     with inputs.hooked(), torch.no_grad():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from vlprune.calibrate import _Inputs
+from vlprune.inputs import Inputs
 from vlprune.models.base import TextStates
 from vlprune.models.checkpoints import build
 from vlprune.models.generation import beam_search
@@ -168,7 +168,7 @@ def test_calibration_inputs_of_blip(golden, shared):
     if model.family == "xvlm":
         pytest.skip("the reference's vectors of MULTIFLOW are of BLIP")
     expected = load_file(shared / "golden" / "multiflow_blip.safetensors")
-    squares = _Inputs(model, list(model.graph), outer=False)
+    squares = Inputs(model, list(model.graph), outer=False)
     squares.active = True
     with squares.hooked(), torch.no_grad():
         for number in range(3):

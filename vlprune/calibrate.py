@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +14,7 @@ from torch import Generator, Tensor, nn
 from vlprune.batch import Batch
 from vlprune.config import unknown
 from vlprune.graph import BipartiteLayer, LayerGraph
+from vlprune.inputs import Inputs, Recorded
 from vlprune.rows import Rows, WithRows
 
 Statistics = dict[str, Mapping[str, Tensor]]
@@ -30,19 +29,16 @@ ALIGNMENT = "itc"  # the loss that `alignment` weighs
 EPSILON = 1e-3  # of the finite difference, as in Sung et al. 2024
 
 
-class Calibrated(Protocol):
+class Calibrated(Recorded, Protocol):
     """What calibration needs of a model."""
 
     @property
     def graph(self) -> LayerGraph: ...  # noqa: D102
     @property
-    def valid(self) -> Mapping[str, Tensor | None]: ...  # noqa: D102
-    @property
     def uses_regions(self) -> bool: ...  # noqa: D102
     @property
     def scored_losses(self) -> Sequence[str]: ...  # noqa: D102
     def weight(self, name: str) -> nn.Parameter: ...  # noqa: D102
-    def get_submodule(self, target: str) -> nn.Module: ...  # noqa: D102
     def pretraining_losses(self, batch: Batch, generator: Generator) -> Mapping[str, Tensor]: ...  # noqa: D102
     def calibration_forward(self, batch: Batch) -> None: ...  # noqa: D102
 
@@ -87,7 +83,7 @@ def collect(
         raise ValueError(unknown("statistic", name, STATISTICS))
     measured = _layers(model.graph, layers)
     loss = _Loss(model, alignment)
-    inputs = _Inputs(model, measured, outer="input_outer" in needs)
+    inputs = Inputs(model, measured, outer="input_outer" in needs)
     gradients = _Gradients([(layer.name, model.weight(layer.name)) for layer in measured], needs, rows)
     noise = _ZerothOrder(model, measured, loss, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -221,99 +217,6 @@ class _ZerothOrder:
         if not mean.isfinite():
             raise RuntimeError(f"the loss is not finite when layer {name} moves by {EPSILON}")
         return mean
-
-
-@dataclass
-class _Read:
-    """A tensor that layers of a stream read in a recorded pass, and the sums over its valid tokens."""
-
-    tensor: Tensor
-    sums: dict[str, Tensor]
-    layers: list[str]
-
-
-class _Inputs:
-    """Running sums of products of inputs, by forward pre-hooks; layers that read one tensor share their sums."""
-
-    def __init__(self, model: Calibrated, layers: Sequence[BipartiteLayer], *, outer: bool) -> None:
-        self.model, self.layers, self.outer = model, layers, outer
-        self.active = False
-        self.sums: dict[tuple[str, ...], dict[str, Tensor]] = {}
-        self.sequences: Counter[tuple[str, ...]] = Counter()
-        self.valid: Mapping[str, Tensor | None] = {}
-        self.reads: dict[str, _Read] = {}
-
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Hooks on the layers while inside, none afterwards; they look at inputs while `active`."""
-        handles = []
-        try:
-            for layer in self.layers:
-                module = self.model.get_submodule(layer.name)
-                handles.append(module.register_forward_pre_hook(self._hook(layer.name, layer.stream)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, name: str, stream: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            valid = self.model.valid
-            if not self.active or stream not in valid:
-                return
-            if valid is not self.valid:
-                self.add()
-                self.valid = valid
-            # Query, key and value read one tensor, all keys and values of cross-attention the image's.
-            read = self.reads.get(stream)
-            if read is None or read.tensor is not args[0]:
-                if read is not None:
-                    self._add(read)
-                self.reads[stream] = read = _Read(args[0], self._sums(args[0].detach(), valid[stream]), [])
-            read.layers.append(name)
-
-        return look
-
-    def _sums(self, x: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-        squares = x.square()
-        if valid is not None:
-            squares.mul_(valid[..., None])
-        # Float64 makes the sums over batches independent of how these were cut, to float32.
-        sums = {"input_sq": squares.sum(tuple(range(x.ndim - 1))).double()}
-        if self.outer:
-            # As large as a weight, so in float32.
-            tokens = x.flatten(0, -2)
-            sums["input_outer"] = (tokens if valid is None else tokens * valid.flatten()[:, None]).T @ tokens
-        return sums
-
-    def add(self) -> None:
-        """Adds what was read in the last recorded pass, and lets go of it."""
-        for read in self.reads.values():
-            self._add(read)
-        self.reads, self.valid = {}, {}
-
-    def _add(self, read: _Read) -> None:
-        key = tuple(read.layers)
-        self.sequences[key] += len(read.tensor)
-        if key in self.sums:
-            for kind, value in read.sums.items():
-                self.sums[key][kind] += value
-        else:
-            self.sums[key] = read.sums
-
-    def means(self, name: str) -> dict[str, Tensor]:
-        """{statistic: sums over the number of sequences, float32}."""
-        keys = [key for key in self.sums if name in key]
-        if not keys:
-            raise RuntimeError(f"no input reached layer {name}: its module never ran in a recorded pass")
-        means = self.sums[keys[0]]
-        for key in keys[1:]:
-            means = {kind: mean + self.sums[key][kind] for kind, mean in means.items()}
-        n_sequences = sum(self.sequences[key] for key in keys)
-        means = {kind: (mean / n_sequences).float() for kind, mean in means.items()}
-        if not means["input_sq"].sum().isfinite():
-            raise RuntimeError(f"the inputs of layer {name} are not finite")
-        return means
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
