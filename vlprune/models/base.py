@@ -420,3 +420,8 @@ def causal_bias(tokens: Tokens, past: int) -> Tensor:
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)[
         None, None
     ]
+
+
+def positions(tokens: Tokens, past: int) -> Tensor:
+    """Positions (1, length) of tokens that follow `past` others."""
+    return torch.arange(past, past + tokens.ids.shape[1], device=tokens.ids.device)[None]

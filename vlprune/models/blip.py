@@ -13,7 +13,7 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from vlprune.batch import Batch
-from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias
+from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias, positions
 from vlprune.models.text import Tokens, pad
 
 TIED = ("embeddings", "crossattention", "intermediate", "output")
@@ -101,7 +101,7 @@ class BLIP(ModelAdapter):
     ) -> Tensor:
         """Next-token logits."""
         past = cache.get_seq_length() if cache is not None else 0
-        hidden = self.text_decoder.bert.embeddings(tokens.ids, past_key_values_length=past)
+        hidden = self.text_decoder.bert.embeddings(tokens.ids, position_ids=positions(tokens, past))
         bias, memory_bias = causal_bias(tokens, past), attention_bias(memory_valid)
         for layer in self.text_decoder.bert.encoder.layer:
             hidden = _layer(layer, hidden, bias, memory, memory_bias, cache)
@@ -198,12 +198,13 @@ def _layer(
     memory_bias: Tensor | None = None,
     cache: EncoderDecoderCache | None = None,
 ) -> Tensor:
-    """Output of one text layer; transformers' own forward does not hand the memory's mask to cross-attention."""
-    hidden, _ = layer.attention(hidden, attention_mask=bias, past_key_values=cache)
+    """Output of one text layer; transformers' own forward does not hand the memory's mask to cross-attention.
+
+    The cache goes by position: its name is not the same in all versions of transformers.
+    """
+    hidden, _ = layer.attention(hidden, bias, None, cache)
     if memory is not None:
         cross = layer.crossattention
-        context, _ = cross.self(
-            hidden, encoder_hidden_states=memory, encoder_attention_mask=memory_bias, past_key_values=cache
-        )
+        context, _ = cross.self(hidden, None, memory, memory_bias, cache)
         hidden = cross.output(context, hidden)
     return layer.feed_forward_chunk(hidden)

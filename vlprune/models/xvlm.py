@@ -14,7 +14,7 @@ from transformers import BertConfig, CLIPVisionConfig, CLIPVisionModel, EncoderD
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertOnlyMLMHead
 
 from vlprune.batch import Batch
-from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias
+from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias, positions
 from vlprune.models.text import Tokens, pad
 
 MASK_PROBABILITY = 0.25
@@ -126,18 +126,13 @@ class XVLM(ModelAdapter):
     ) -> Tensor:
         """Next-token logits; captions go through all layers, answers through the fusion layers or their copy."""
         past = cache.get_seq_length() if cache is not None else 0
-        hidden = self.text_encoder.embeddings(tokens.ids, past_key_values_length=past)
+        hidden = self.text_encoder.embeddings(tokens.ids, position_ids=positions(tokens, past))
         bias, memory_bias = causal_bias(tokens, past), attention_bias(memory_valid)
         layers = self.text_encoder.layer if kind == "caption" else self._answer_layers()
         for layer in layers:
             grounded = layer.add_cross_attention
-            hidden = layer(
-                hidden,
-                bias,
-                memory if grounded else None,
-                memory_bias if grounded else None,
-                past_key_values=cache,
-            )
+            # By position: the name of the cache is not the same in all versions of transformers.
+            hidden = layer(hidden, bias, memory if grounded else None, memory_bias if grounded else None, cache)
         return self.text_encoder.cls(hidden)
 
     def _answer_layers(self) -> Iterable[nn.Module]:
