@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import small_model
 
+from vlprune import inputs as inputs_module
 from vlprune.batch import Batch
 from vlprune.calibrate import collect, load_statistics, save_statistics
 from vlprune.inputs import Inputs
@@ -234,6 +235,14 @@ def test_masks_do_not_depend_on_how_batches_are_cut(model, batch):
         for batches in (cut, [Batch(images, texts)])
     ]
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_sums_of_inputs_do_not_depend_on_how_many_are_held(model, batch, monkeypatch):
+    held = collect(model, [batch, batch], {"input_sq"})
+    monkeypatch.setattr(inputs_module, "HELD", 0)
+    alone = collect(model, [batch, batch], {"input_sq"})
+    for name in held:
+        torch.testing.assert_close(held[name]["input_sq"], alone[name]["input_sq"], rtol=1e-6, atol=0)
 
 
 def test_sums_of_inputs_do_not_grow_with_the_number_of_batches(model, batch):

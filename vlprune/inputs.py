@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vlprune.graph import BipartiteLayer
+
+HELD = 4 << 20  # bytes of inputs to hold, because many small tensors are summed faster together
 
 
 class Recorded(Protocol):
@@ -21,25 +23,19 @@ class Recorded(Protocol):
     def get_submodule(self, target: str) -> nn.Module: ...  # noqa: D102
 
 
-@dataclass
-class _Read:
-    """A tensor that layers of a stream read in a recorded pass, and the sums over its valid tokens."""
-
-    tensor: Tensor
-    sums: dict[str, Tensor]
-    layers: list[str]
-
-
 class Inputs:
     """Running sums of products of inputs, by forward pre-hooks; layers that read one tensor share their sums."""
 
     def __init__(self, model: Recorded, layers: Sequence[BipartiteLayer], *, outer: bool) -> None:
         self.model, self.layers, self.outer = model, layers, outer
+        self.held = 0 if outer else HELD
         self.active = False
-        self.sums: dict[tuple[str, ...], dict[str, Tensor]] = {}
-        self.sequences: Counter[tuple[str, ...]] = Counter()
-        self.valid: Mapping[str, Tensor | None] = {}
-        self.reads: dict[str, _Read] = {}
+        # A layer, what it read, and which positions of that are valid (None: all).
+        self.reads: list[tuple[str, Tensor, Tensor | None]] = []
+        self.n_bytes = 0
+        # By the readers of k tensors that were summed at once: sums (k, in) float64 and (k, in, in).
+        self.sums: dict[tuple[tuple[str, ...], ...], dict[str, Tensor]] = {}
+        self.sequences: Counter[tuple[tuple[str, ...], ...]] = Counter()
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -56,59 +52,60 @@ class Inputs:
 
     def _hook(self, name: str, stream: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            valid = self.model.valid
-            if not self.active or stream not in valid:
+            streams = self.model.valid
+            if not self.active or stream not in streams:
                 return
-            if valid is not self.valid:
+            x = args[0]
+            if self.n_bytes > self.held and x is not self.reads[-1][1]:
                 self.add()
-                self.valid = valid
-            # Query, key and value read one tensor, all keys and values of cross-attention the image's.
-            read = self.reads.get(stream)
-            if read is None or read.tensor is not args[0]:
-                if read is not None:
-                    self._add(read)
-                self.reads[stream] = read = _Read(args[0], self._sums(args[0].detach(), valid[stream]), [])
-            read.layers.append(name)
+            self.reads.append((name, x, streams[stream]))
+            self.n_bytes += x.nbytes
 
         return look
 
-    def _sums(self, x: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
-        squares = x.square()
-        if valid is not None:
-            squares.mul_(valid[..., None])
-        # Float64 makes the sums over batches independent of how these were cut, to float32.
-        sums = {"input_sq": squares.sum(tuple(range(x.ndim - 1))).double()}
-        if self.outer:
-            # As large as a weight, so in float32.
-            tokens = x.flatten(0, -2)
-            sums["input_outer"] = (tokens if valid is None else tokens * valid.flatten()[:, None]).T @ tokens
-        return sums
-
+    @torch.no_grad()
     def add(self) -> None:
-        """Adds what was read in the last recorded pass, and lets go of it."""
-        for read in self.reads.values():
-            self._add(read)
-        self.reads, self.valid = {}, {}
+        """Adds what was read and not yet added, and lets go of it; no layer changes its input in place."""
+        # Query, key and value read one tensor, all keys and values of cross-attention the image's.
+        alike: dict[tuple[torch.Size, int], dict[int, list[str]]] = {}
+        tensors: dict[int, Tensor] = {}
+        validities: dict[int, Tensor | None] = {}
+        for name, x, valid in self.reads:
+            tensors[id(x)], validities[id(valid)] = x, valid
+            alike.setdefault((x.shape, id(valid)), {}).setdefault(id(x), []).append(name)
+        for (shape, valid), readers in alike.items():
+            key = tuple(map(tuple, readers.values()))
+            self.sequences[key] += shape[0]
+            sums = self._sums(torch.stack([tensors[x] for x in readers]).flatten(1, -2), validities[valid])
+            if key in self.sums:
+                for kind, value in sums.items():
+                    self.sums[key][kind] += value
+            else:
+                self.sums[key] = sums
+        self.reads.clear()
+        self.n_bytes = 0
 
-    def _add(self, read: _Read) -> None:
-        key = tuple(read.layers)
-        self.sequences[key] += len(read.tensor)
-        if key in self.sums:
-            for kind, value in read.sums.items():
-                self.sums[key][kind] += value
-        else:
-            self.sums[key] = read.sums
+    def _sums(self, tokens: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+        """Sums over the tokens (k, tokens, in), which are overwritten."""
+        if valid is not None:
+            tokens.mul_(valid.flatten()[:, None])
+        # As large as weights, so in float32.
+        sums = {"input_outer": tokens.mT @ tokens} if self.outer else {}
+        # Float64 makes the sums over batches independent of how these were cut, to float32.
+        sums["input_sq"] = tokens.square_().sum(1).double()
+        return sums
 
     def means(self, name: str) -> dict[str, Tensor]:
         """{statistic: sums over the number of sequences, float32}."""
-        keys = [key for key in self.sums if name in key]
-        if not keys:
+        n_sequences, totals = 0, {}
+        for key, sums in self.sums.items():
+            # A layer that read one tensor in two passes is there twice.
+            for i in [i for i, names in enumerate(key) for reader in names if reader == name]:
+                n_sequences += self.sequences[key]
+                totals = {kind: totals[kind] + rows[i] if totals else rows[i] for kind, rows in sums.items()}
+        if not totals:
             raise RuntimeError(f"no input reached layer {name}: its module never ran in a recorded pass")
-        means = self.sums[keys[0]]
-        for key in keys[1:]:
-            means = {kind: mean + self.sums[key][kind] for kind, mean in means.items()}
-        n_sequences = sum(self.sequences[key] for key in keys)
-        means = {kind: (mean / n_sequences).float() for kind, mean in means.items()}
+        means = {kind: (total / n_sequences).float() for kind, total in totals.items()}
         if not means["input_sq"].sum().isfinite():
             raise RuntimeError(f"the inputs of layer {name} are not finite")
         return means

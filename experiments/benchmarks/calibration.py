@@ -50,14 +50,14 @@ def blip_base() -> ModelAdapter:
 
 
 def compare(plain: Callable[[], object], measured: Callable[[], object], pairs: int) -> tuple[float, float, float]:
-    """Median seconds of both, taken in turns, and the median of their ratios."""
+    """Median processor seconds of both, taken in turns, and the median of their ratios."""
     seconds: list[tuple[float, float]] = []
     for i in range(pairs + 1):
         both = {}
         for function in (plain, measured) if i % 2 else (measured, plain):
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            both[function] = time.perf_counter() - start
+            both[function] = time.process_time() - start
         seconds.append((both[plain], both[measured]))
     del seconds[0]  # warm-up
     return median(a for a, _ in seconds), median(b for _, b in seconds), median(b / a for a, b in seconds)
@@ -118,7 +118,7 @@ def main() -> None:
         "",
         f"`python experiments/benchmarks/calibration.py`: torch {torch.__version__}, transformers "
         f"{transformers.__version__}, one thread. The plain and the measuring pass take turns;",
-        "seconds a batch are medians, the ratio is the median of the ratios of neighbours.",
+        "processor seconds a batch are medians, the ratio is the median of the ratios of neighbours.",
         "",
         "| model | batch | pass and what it measures | plain (s) | measured (s) | ratio |",
         "|---|--:|---|--:|--:|--:|",
