@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/chita.py
 
-One thread. Writes results/benchmarks/chita.md. Takes about five minutes and 8 GB of disk.
+One thread. Writes results/benchmarks/chita.md. Takes about five minutes, 6 GB of memory and 10 GB of disk.
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def at_scale() -> list[str]:
             f"| {4 * m['n'] * m['p'] / GIB:.2f} |"
         )
     model = (
-        f"Fitted to the second and the last line: a step: {1e9 * a:.0f} ns a weight, {1e9 * b:.1f} ns a weight "
-        f"and row; peak memory is {rest / GIB:.2f} GiB plus {per_weight:.1f} bytes a weight (first two lines), its own "
-        "4 included, whatever the number of rows; the rows take 4 n p bytes of disk. CHITA++ takes its number of steps "
-        "times that, in the same memory and disk."
+        f"A step takes {1e9 * a:.0f} ns a weight plus {1e9 * b:.1f} ns a weight and row (fitted to the second and the "
+        f"last line); peak memory is {rest / GIB:.2f} GiB plus {per_weight:.1f} bytes a weight, its own 4 included "
+        "(fitted to the first two), plus what is mapped of the rows of one layer; the rows take 4 n p bytes of disk. "
+        "CHITA++ takes its number of steps times that, in the same memory and disk."
     )
     return [*lines, "", model]
 
