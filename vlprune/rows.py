@@ -36,7 +36,6 @@ class Rows:
         self._widths: dict[str, int] = {}
         self._device = torch.device("cpu")
         self._n_bytes = 0
-        self._spilled = False
         weakref.finalize(self, _close, self._files)
 
     def append(self, layer: str, gradient: Tensor) -> None:
@@ -49,25 +48,21 @@ class Rows:
         self._device = row.device
         self._widths[layer] = row.shape[1]
         self._n_bytes += row.nbytes
-        if not self._spilled and self._n_bytes > self.memory_limit:
-            self._spilled = True
+        self._memory.setdefault(layer, []).append(row)
+        if self.spilled:
             for name, rows in self._memory.items():
                 for kept in rows:
                     self._write(name, kept)
             self._memory.clear()
-        if self._spilled:
-            self._write(layer, row)
-        else:
-            self._memory.setdefault(layer, []).append(row)
 
     @property
     def spilled(self) -> bool:
         """Whether the rows are on disk."""
-        return self._spilled
+        return self._n_bytes > self.memory_limit
 
     def __getitem__(self, layer: str) -> Tensor:
         """Rows (n, p) of a layer, float32. On disk they are mapped anew each time: drop them to give memory back."""
-        if not self._spilled:
+        if not self.spilled:
             if len(self._memory[layer]) > 1:
                 self._memory[layer] = [torch.cat(self._memory[layer])]
             return self._memory[layer][0]
