@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, small_model
+from conftest import small_model
 
 from vlprune.models.checkpoints import save_directory
 
@@ -37,8 +37,7 @@ tasks = ["retrieval", "captioning", "vqa"]
 @pytest.fixture
 def table(tmp_path):
     model = small_model("xvlm")
-    config = {**SMALL["xvlm"], "text": {**SMALL["xvlm"]["text"], "vocab_size": len(model.tokenizer)}}
-    save_directory(model, config, tmp_path / "model")
+    save_directory(model, tmp_path / "model")
     path = tmp_path / "small.toml"
     path.write_text(TABLE.format(model=tmp_path / "model"))
     return path
@@ -106,6 +105,5 @@ def test_what_cannot_be_read_is_said_once_before_anything_runs(table, dataset, t
     model = small_model("xvlm")
     with torch.no_grad():
         model.weight("text_encoder.layer.0.output.dense")[0, 0] = float("nan")
-    config = {**SMALL["xvlm"], "text": {**SMALL["xvlm"]["text"], "vocab_size": len(model.tokenizer)}}
-    save_directory(model, config, tmp_path / "model")
+    save_directory(model, tmp_path / "model")
     assert "text_encoder.layer.0.output.dense.weight holds NaN" in output()

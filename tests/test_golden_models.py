@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from vlprune.inputs import Inputs
-from vlprune.models.base import TextStates
 from vlprune.models.checkpoints import build
+from vlprune.models.fusion import TextStates
 from vlprune.models.generation import beam_search
 from vlprune.models.text import Tokens
 

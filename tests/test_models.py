@@ -137,9 +137,7 @@ def test_task_heads_copy_pruned_layers_under_their_name(model, task):
 
 
 def test_directory_round_trip(model, batch, tmp_path):
-    family = model.family
-    config = {**SMALL[family], "text": {**SMALL[family]["text"], "vocab_size": len(model.tokenizer)}}
-    save_directory(model, config, tmp_path / "m")
+    save_directory(model, tmp_path / "m")
     again = load_directory(tmp_path / "m")
     losses = [m.pretraining_losses(batch, torch.Generator().manual_seed(0)) for m in (model, again)]
     assert {k: v.item() for k, v in losses[0].items()} == {k: v.item() for k, v in losses[1].items()}
@@ -152,8 +150,7 @@ def test_bad_directories_are_refused_in_one_line(tmp_path):
         load_model(str(tmp_path))
     models = {family: small_model(family) for family in SMALL}
     for family, model in models.items():
-        config = {**SMALL[family], "text": {**SMALL[family]["text"], "vocab_size": len(model.tokenizer)}}
-        save_directory(model, config, tmp_path / family)
+        save_directory(model, tmp_path / family)
     weights = tmp_path / "blip" / "model.safetensors"
     good = weights.read_bytes()
     weights.write_bytes((tmp_path / "xvlm" / "model.safetensors").read_bytes())
@@ -165,8 +162,7 @@ def test_bad_directories_are_refused_in_one_line(tmp_path):
     broken = copy.deepcopy(models["xvlm"])
     with torch.no_grad():
         broken.weight("text_encoder.layer.0.output.dense")[0, 0] = float("nan")
-    config = {**SMALL["xvlm"], "text": {**SMALL["xvlm"]["text"], "vocab_size": len(broken.tokenizer)}}
-    save_directory(broken, config, tmp_path / "nan")
+    save_directory(broken, tmp_path / "nan")
     with pytest.raises(ValueError, match=r"text_encoder.layer.0.output.dense.weight holds NaN"):
         load_model(str(tmp_path / "nan"))
 
@@ -194,9 +190,33 @@ def test_patches_in_a_box():
     assert inside[2].all()
 
 
-def test_answering_needs_equal_widths():
-    config = {**SMALL["xvlm"], "vision": {**SMALL["xvlm"]["vision"], "hidden_size": 16, "intermediate_size": 32}}
-    tokenizer = small_model("xvlm").tokenizer
-    model = build({**config, "text": {**config["text"], "vocab_size": len(tokenizer)}}, tokenizer)
-    with pytest.raises(ValueError, match=r"looks at questions \(width 32\).*images \(width 16\)"):
-        model.add_task_head("vqa")
+@pytest.mark.parametrize("family", SMALL)
+def test_answering_with_unequal_widths_has_fresh_keys_and_values_that_no_mask_reaches(family):
+    narrow = {**SMALL[family]["vision"], "hidden_size": 16, "intermediate_size": 32}
+    tokenizer = small_model(family).tokenizer
+    text = {**SMALL[family]["text"], "vocab_size": len(tokenizer)}
+    text |= {"encoder_hidden_size": 16} if family == "blip" else {}
+    model = build({**SMALL[family], "vision": narrow, "text": text}, tokenizer).eval()
+    masked = {layer.name: layer.shape for layer in model.graph}
+    model.add_task_head("vqa")
+    loss = model.vqa_loss([noise_image(0)], ["what is it?"], [["a cat"]], [[1.0]])
+    assert loss.isfinite()
+    fresh = 0
+    for name, parameter in model.named_parameters():
+        layer = model.layer_of(name)
+        if name.endswith(".weight") and layer in masked:
+            assert tuple(parameter.shape) == masked[layer], name
+        fresh += "crossattention.self.key.weight" in name and layer not in masked
+    assert fresh == 2
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_images_of_another_size(family):
+    model = small_model(family)
+    before = model.encode_images(model.pixels([noise_image(0)]))
+    model.resize_images(32)
+    torch.testing.assert_close(model.encode_images(model.pixels([noise_image(0)])), before, atol=0, rtol=0)
+    model.resize_images(48)
+    assert model.encode_images(model.pixels([noise_image(0)])).shape == (1, 37, 32)
+    with pytest.raises(ValueError, match="multiple of the patch size 8, got 50"):
+        model.resize_images(50)

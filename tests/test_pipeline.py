@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, small_model
+from conftest import small_model
 
 import vlprune as vp
 from vlprune import pipeline
@@ -14,8 +14,7 @@ from vlprune.models.checkpoints import save_directory
 def config(dataset, tmp_path):
     """A run of seconds on a small model in a directory and a small data set."""
     model = small_model("xvlm")
-    settings = {**SMALL["xvlm"], "text": {**SMALL["xvlm"]["text"], "vocab_size": len(model.tokenizer)}}
-    save_directory(model, settings, tmp_path / "model")
+    save_directory(model, tmp_path / "model")
     return RunConfig(
         model=str(tmp_path / "model"),
         calibration=CalibrationConfig(str(dataset), n_batches=2, batch_size=4, steps=2, step_batches=1),

@@ -329,7 +329,7 @@ def main(
             report(stage=1, step=step + 1, **{name: round(float(np.mean(values)), 3) for name, values in seen.items()})
             seen.clear()
         if step % 500 == 499 or step == recipe.steps - 1:
-            save_directory(model, config, directory, torch.float16)
+            save_directory(model, directory, torch.float16)
             report(stage=1, step=step + 1, val_itc_ir_r1=itc_recall(model, val), val_vqa=answers_right(model, val))
 
 

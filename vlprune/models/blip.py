@@ -13,49 +13,63 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from vlprune.batch import Batch
-from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias, positions
+from vlprune.models.attention import attention_bias, causal_bias, positions
+from vlprune.models.base import TASKS, Config
+from vlprune.models.fusion import FusionAdapter, TextStates
+from vlprune.models.images import CLIP_MEAN, CLIP_STD, ImageInput, resize_positions, square
 from vlprune.models.text import Tokens, pad
 
 TIED = ("embeddings", "crossattention", "intermediate", "output")
+PRETRAINING = "pretraining"
+LOSSES = {PRETRAINING: ("itc", "itm", "lm"), "retrieval": ("itc", "itm"), "captioning": ("lm",), "vqa": ("lm",)}
 
 
-class BLIP(ModelAdapter):
+class BLIP(FusionAdapter):
     """A ViT, and one text transformer in three roles: unimodal encoder, image-grounded encoder, image-grounded decoder.
 
-    Encoder and decoder share everything except self-attention, as whole modules. Deviations from the paper: ITC
-    within the batch, without momentum encoders and queue.
+    After pretraining, encoder and decoder share everything except self-attention, as whole modules. A model that was
+    fine-tuned for a task has the parts of that task alone and shares nothing. Deviations from the paper: ITC within the
+    batch, without momentum encoders and queue; a VQA model is calibrated on captions, which it reads and writes.
     """
 
     family = "blip"
-    uses_regions = False
-    scored_losses = ("itc", "itm", "lm")
 
     def __init__(
         self,
-        vision: BlipVisionConfig,
-        text: BlipTextConfig,
         tokenizer: PreTrainedTokenizerFast,
+        vision: Config,
+        text: Config,
         embed_dim: int = 256,
         prompt: str = "a picture of ",
+        trained_for: str = PRETRAINING,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
     ) -> None:
-        super().__init__(tokenizer, vision.image_size, text.label_smoothing, prompt)
-        self.vision_model = BlipVisionModel(vision)
-        self.text_encoder = BlipTextModel(text, add_pooling_layer=False)
-        self.text_decoder = BlipTextLMHeadModel(text)
-        self.vision_proj = nn.Linear(vision.hidden_size, embed_dim)
-        self.text_proj = nn.Linear(text.hidden_size, embed_dim)
-        self.itm_head = nn.Linear(text.hidden_size, 2)
-        self.temp = nn.Parameter(torch.tensor(0.07))
-        self.tie()
+        if trained_for not in LOSSES:
+            raise ValueError(f"trained_for must be one of {', '.join(LOSSES)}, got {trained_for!r}")
+        # transformers' BLIP modules have eager attention only.
+        vision_config = BlipVisionConfig(**{**vision, "attn_implementation": "eager"})
+        text_config = BlipTextConfig(**{**text, "attn_implementation": "eager"})
+        image = ImageInput(square(vision_config.image_size), tuple(image_mean), tuple(image_std))
+        super().__init__(tokenizer, image, text_config.label_smoothing, prompt)
+        self.image_width, self.text_width = vision_config.hidden_size, text_config.hidden_size
+        self.trained_for, self.scored_losses = trained_for, LOSSES[trained_for]
+        self.tasks = TASKS if trained_for == PRETRAINING else (trained_for,)
+        self.vision_model = BlipVisionModel(vision_config)
+        if trained_for != "captioning":
+            self.text_encoder = BlipTextModel(text_config, add_pooling_layer=False)
+        if trained_for != "retrieval":
+            self.text_decoder = BlipTextLMHeadModel(text_config)
+            self._tie_head()
+        if trained_for in (PRETRAINING, "retrieval"):
+            self.vision_proj = nn.Linear(vision_config.hidden_size, embed_dim)
+            self.text_proj = nn.Linear(text_config.hidden_size, embed_dim)
+            self.itm_head = nn.Linear(text_config.hidden_size, 2)
+            self.temp = nn.Parameter(torch.tensor(0.07))
+        if trained_for == PRETRAINING:
+            self._tie()
 
-    @classmethod
-    def from_config(cls, tokenizer: PreTrainedTokenizerFast, vision: Config, text: Config, **arguments: Any) -> BLIP:
-        """Fresh weights; transformers' BLIP modules have eager attention only."""
-        eager: Config = {"attn_implementation": "eager"}
-        return cls(BlipVisionConfig(**vision, **eager), BlipTextConfig(**text, **eager), tokenizer, **arguments)
-
-    def tie(self) -> None:
-        """Makes encoder and decoder share, in place, all modules except self-attention."""
+    def _tie(self) -> None:
         decoder = self.text_decoder.bert
         decoder.embeddings = self.text_encoder.embeddings
         for own, shared in zip(decoder.encoder.layer, self.text_encoder.encoder.layer, strict=True):
@@ -126,41 +140,62 @@ class BLIP(ModelAdapter):
 
     def stream_of(self, module: str) -> str:
         """As in the reference, the encoder's inputs count for what it shares with the decoder."""
-        if (
-            module.startswith("vision_model")
-            or "crossattention.self.key" in module
-            or "crossattention.self.value" in module
-        ):
-            return "image"
-        return "decoder" if module.startswith("text_decoder") else "text"
+        reads_memory = "crossattention.self.key" in module or "crossattention.self.value" in module
+        if module.startswith("text_decoder"):
+            return "memory" if reads_memory else "decoder"
+        return "image" if reads_memory or module.startswith("vision_model") else "text"
 
     def layer_of(self, parameter: str) -> str:
         """The layer's name in the encoder for what the decoder shares or has copied from it."""
         name = parameter.removesuffix(".weight")
-        if name.startswith("text_decoder.bert.") and ".attention." not in name:
+        copied = name.startswith("text_decoder.bert.") and ".attention." not in name
+        if copied and self.trained_for == PRETRAINING and not self._is_fresh(name):
             return "text_encoder." + name.removeprefix("text_decoder.bert.")
         return name
 
     def add_task_head(self, task: str) -> None:
-        """Unties, in place, what the task fine-tunes apart: encoder and decoder of captioning and VQA."""
-        if task == "vqa":
-            self.check_answer_width(self.vision_proj.in_features, self.text_proj.in_features)
-        if task in ("captioning", "vqa"):
-            decoder = self.text_decoder.bert
-            decoder.embeddings = copy.deepcopy(decoder.embeddings)
-            for layer in decoder.encoder.layer:
-                for name in TIED[1:]:
-                    setattr(layer, name, copy.deepcopy(getattr(layer, name)))
-            self._tie_head()
+        """Unties, in place, what the task fine-tunes apart: encoder and decoder of captioning and VQA.
+
+        Where image and text tokens differ in width, VQA's decoder gets fresh keys and values, as in the reference.
+        """
+        if self.trained_for != PRETRAINING or task == "retrieval":
+            return
+        decoder = self.text_decoder.bert
+        decoder.embeddings = copy.deepcopy(decoder.embeddings)
+        for layer in decoder.encoder.layer:
+            for name in TIED[1:]:
+                setattr(layer, name, copy.deepcopy(getattr(layer, name)))
+            if task == "vqa" and self.image_width != self.text_width:
+                self.fresh_memory = True
+                for name in ("key", "value"):
+                    fresh = nn.Linear(self.text_width, self.text_width, device=self.device)
+                    setattr(layer.get_submodule("crossattention.self"), name, fresh)
+        self._tie_head()
+
+    def resize_images(self, size: int) -> None:
+        """Makes the model take images of another size, in place; position embeddings are interpolated bicubically."""
+        embeddings = self.vision_model.embeddings
+        side = self.grid(size, embeddings.patch_embedding.kernel_size[0])
+        embeddings.position_embedding = nn.Parameter(
+            resize_positions(embeddings.position_embedding.detach()[0], side)[None]
+        )
+        embeddings.image_size, embeddings.num_patches, embeddings.num_positions = size, side * side, side * side + 1
+        self.vision_model.config.image_size = size
 
     # ---- pretraining ----
 
     def calibration_forward(self, batch: Batch) -> None:
-        """Vision encoder, image-grounded encoder and decoder on aligned pairs."""
+        """Vision encoder, image-grounded encoder and decoder on aligned pairs; those of them that there are."""
         images = self._recorded_images(batch)
-        states = TextStates(self.tokenize(batch.texts), torch.empty(0))
-        self._recorded_fusion(states, images)
-        self._recorded_decoder(batch, images)
+        fused, valid = images, None
+        if self.trained_for != "captioning":
+            states = TextStates(self.tokenize(batch.texts), torch.empty(0))
+            fused = self._recorded_fusion(states, images)
+            valid = states.tokens.valid
+        if self.trained_for == "vqa":
+            self._recorded_decoder(batch, fused, valid)
+        elif self.trained_for != "retrieval":
+            self._recorded_decoder(batch, images, None)
 
     def _recorded_images(self, batch: Batch) -> Tensor:
         with self.recording(image=None):
@@ -170,24 +205,31 @@ class BLIP(ModelAdapter):
         with self.recording(text=states.tokens.valid, image=None):
             return self.fuse(states, images)
 
-    def _recorded_decoder(self, batch: Batch, images: Tensor) -> Tensor:
+    def _recorded_decoder(self, batch: Batch, memory: Tensor, memory_valid: Tensor | None) -> Tensor:
         tokens, given = self.target_tokens(batch.texts)
-        with self.recording(decoder=tokens.valid):
-            logits = self.decode("caption", tokens, images, None)
+        with self.recording(decoder=tokens.valid, memory=memory_valid):
+            logits = self.decode("caption", tokens, memory, memory_valid)
         return self.sequence_losses(logits, tokens, given).sum() / tokens.valid[:, given:].sum()
 
     def pretraining_losses(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """ITC, ITM and LM. BLIP pretrains on plain pairs: regions are left out."""
+        """ITC, ITM and LM, those that the model was trained with; BLIP pretrains on plain pairs, without regions."""
         images = self._recorded_images(batch)
+        if self.trained_for == "captioning":
+            return {"lm": self._recorded_decoder(batch, images, None)}
+        if self.trained_for == "vqa":
+            asked = TextStates(self.tokenize(batch.texts), torch.empty(0))
+            return {"lm": self._recorded_decoder(batch, self._recorded_fusion(asked, images), asked.tokens.valid)}
         states = self.encode_texts(batch.texts)
         image_features, text_features = self.image_features(images), self.text_features(states.hidden)
         positive = torch.eye(len(images), dtype=torch.bool, device=self.device)
         negatives = self.hard_negatives(image_features, text_features, positive, generator)
-        return {
+        losses = {
             "itc": self.itc_loss(image_features, text_features, positive),
             "itm": self.itm_loss(states, images, self._recorded_fusion(states, images), negatives),
-            "lm": self._recorded_decoder(batch, images),
         }
+        if self.trained_for == PRETRAINING:
+            losses["lm"] = self._recorded_decoder(batch, images, None)
+        return losses
 
 
 def _layer(

@@ -13,15 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from vlprune.models.base import ModelAdapter
 from vlprune.models.blip import BLIP
+from vlprune.models.fusion import FusionAdapter
 from vlprune.models.xvlm import XVLM
 
-FAMILIES: dict[str, type[ModelAdapter]] = {"blip": BLIP, "xvlm": XVLM}
+FAMILIES: dict[str, type[FusionAdapter]] = {"blip": BLIP, "xvlm": XVLM}
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-def build(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> ModelAdapter:
+def build(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> FusionAdapter:
     """An adapter with fresh weights.
 
     Args:
@@ -36,7 +36,9 @@ def build(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> ModelAd
     if family not in FAMILIES:
         raise ValueError(f"unknown model family {family!r}; there are: {', '.join(FAMILIES)}")
     rest = {key: value for key, value in config.items() if key != "family"}
-    return FAMILIES[family].from_config(tokenizer, **rest)
+    model = FAMILIES[family](tokenizer, **rest)
+    model.config = dict(config)
+    return model
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -52,7 +54,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def load_directory(path: Path) -> ModelAdapter:
+def load_directory(path: Path) -> FusionAdapter:
     """The adapter saved in a directory, in float32 and eval mode.
 
     Raises:
@@ -84,10 +86,10 @@ def load_directory(path: Path) -> ModelAdapter:
     return model.eval()
 
 
-def save_directory(model: ModelAdapter, config: dict[str, Any], path: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_directory(model: FusionAdapter, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes the adapter and the config it was built from; tied tensors once."""
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (path / "config.json").write_text(json.dumps(model.config, indent=2) + "\n")
     model.tokenizer.backend_tokenizer.save(str(path / "tokenizer.json"))
     state = {name: tensor.detach().to(dtype).contiguous() for name, tensor in unique_state(model).items()}
     part = path / "model.safetensors.part"

@@ -1,51 +1,31 @@
-"""X-VLM (Zeng et al. 2022, arXiv:2111.08276) on transformers' CLIP vision and BERT modules."""
+"""X-VLM (Zeng et al. 2022, arXiv:2111.08276): BERT whose upper layers look at the tokens of a vision encoder."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
-from transformers import BertConfig, CLIPVisionConfig, CLIPVisionModel, EncoderDecoderCache, PreTrainedTokenizerFast
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertOnlyMLMHead
+from transformers import EncoderDecoderCache, PreTrainedTokenizerFast
 
 from vlprune.batch import Batch
-from vlprune.models.base import Config, ModelAdapter, TextStates, attention_bias, causal_bias, positions
+from vlprune.models.attention import attention_bias, causal_bias, positions
+from vlprune.models.base import Config
+from vlprune.models.fusion import FusionAdapter, TextStates
+from vlprune.models.images import CLIP_MEAN, CLIP_STD, ImageInput, resize_positions, square
+from vlprune.models.modeling_xvlm import CLIP, XVLMModules, set_memory_width
 from vlprune.models.text import Tokens, pad
 
 MASK_PROBABILITY = 0.25
 MAX_MASKED = 8
 
 
-class TextEncoder(nn.Module):
-    """BERT whose upper layers, from `fusion_layer` on, look at the image too."""
-
-    def __init__(self, config: BertConfig, fusion_layer: int, image_width: int) -> None:
-        super().__init__()
-        self.embeddings = BertEmbeddings(config)
-        # transformers gives cross-attention to decoders only; the masks handed to the layers decide what is causal.
-        fusion = copy.deepcopy(config)
-        fusion.is_decoder = fusion.add_cross_attention = True
-        configs = [fusion if i >= fusion_layer else config for i in range(config.num_hidden_layers)]
-        self.layer = nn.ModuleList([BertLayer(c, layer_idx=i) for i, c in enumerate(configs)])
-        if image_width != config.hidden_size:
-            # BERT's keys and values expect what they read to be as wide as the text.
-            for name in ("key", "value"):
-                for layer in self.layer[fusion_layer:]:
-                    setattr(
-                        layer.get_submodule("crossattention.self"), name, nn.Linear(image_width, config.hidden_size)
-                    )
-        self.cls = BertOnlyMLMHead(config)
-        self.cls.predictions.decoder.weight = self.embeddings.word_embeddings.weight
-        self.cls.predictions.bias = self.cls.predictions.decoder.bias
-
-
-class XVLM(ModelAdapter):
-    """A ViT, BERT's lower layers for the text and its upper layers for the fusion.
+class XVLM(XVLMModules, FusionAdapter):
+    """A vision encoder with a class token, BERT's lower layers for the text and its upper layers for the fusion.
 
     Deviations from the paper's training: the masked words of MLM are drawn word by word, without skip-grams, and
     the label smoothing of captioning is torch's.
@@ -54,67 +34,43 @@ class XVLM(ModelAdapter):
     family = "xvlm"
     uses_regions = True
     scored_losses = ("itc", "itm", "mlm")
-    excluded = (*ModelAdapter.excluded, "bbox_head", "text_encoder.cls", "answer_decoder")
+    excluded = (*FusionAdapter.excluded, "bbox_head", "text_encoder.cls", "answer_decoder")
 
     def __init__(
         self,
-        vision: CLIPVisionConfig,
-        text: BertConfig,
         tokenizer: PreTrainedTokenizerFast,
+        vision: Config,
+        text: Config,
         fusion_layer: int,
         embed_dim: int = 256,
         local_attn_depth: int = 4,
         label_smoothing: float = 0.1,
         prompt: str = "a picture of ",
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        image_fit: str = "squash",
     ) -> None:
-        super().__init__(tokenizer, vision.image_size, label_smoothing, prompt)
-        self.fusion_layer = fusion_layer
+        image = ImageInput(square(vision["image_size"]), tuple(image_mean), tuple(image_std), image_fit)
+        super().__init__(tokenizer, image, label_smoothing, prompt)
+        self.add_modules(vision, text, fusion_layer, embed_dim)
+        self.image_width, self.text_width = self.vision_proj.in_features, self.text_proj.in_features
+        if vision.get("model_type", CLIP) != CLIP and local_attn_depth:
+            raise ValueError(f"local attention is for CLIP's layers alone, {vision['model_type']} must have depth 0")
         self.local_attn_depth = local_attn_depth
-        self.vision_model = CLIPVisionModel(vision)
-        self.text_encoder = TextEncoder(text, fusion_layer, vision.hidden_size)
-        self.vision_proj = nn.Linear(vision.hidden_size, embed_dim)
-        self.text_proj = nn.Linear(text.hidden_size, embed_dim)
-        self.itm_head = _head(text.hidden_size, 2)
-        self.bbox_head = _head(text.hidden_size, 4)
-        self.temp = nn.Parameter(torch.tensor(0.07))
-        self.text_encoder.apply(lambda module: _init(module, text.initializer_range))
-
-    @classmethod
-    def from_config(cls, tokenizer: PreTrainedTokenizerFast, vision: Config, text: Config, **arguments: Any) -> XVLM:
-        """Fresh weights; the kind of attention is set, so that it does not depend on what else is installed."""
-        sdpa: Config = {"attn_implementation": "sdpa"}
-        return cls(CLIPVisionConfig(**vision, **sdpa), BertConfig(**text, **sdpa), tokenizer, **arguments)
 
     # ---- primitives ----
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Image tokens (n, t, width), all of them normalised."""
-        vision = self.vision_model
-        return vision.post_layernorm(self._vision_layers(vision.encoder.layers, self._patches(pixels), None))
-
-    def _patches(self, pixels: Tensor) -> Tensor:
-        return self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixels))
-
-    @staticmethod
-    def _vision_layers(layers: Iterable[nn.Module], hidden: Tensor, bias: Tensor | None) -> Tensor:
-        for layer in layers:
-            hidden = layer(hidden, bias)
-        return hidden
+        return self.image_tokens(pixels)
 
     def encode_tokens(self, tokens: Tokens) -> Tensor:
         """Hidden states of the text layers."""
-        hidden, bias = self.text_encoder.embeddings(tokens.ids), attention_bias(tokens.valid)
-        for layer in self.text_encoder.layer[: self.fusion_layer]:
-            hidden = layer(hidden, bias)
-        return hidden
+        return self.text_states(tokens.ids, attention_bias(tokens.valid))
 
     def fuse(self, texts: TextStates, images: Tensor, image_valid: Tensor | None = None) -> Tensor:
         """Hidden states of the fusion layers, which continue from the text layers."""
-        hidden, bias = texts.hidden, attention_bias(texts.tokens.valid)
-        image_bias = attention_bias(image_valid)
-        for layer in self.text_encoder.layer[self.fusion_layer :]:
-            hidden = layer(hidden, bias, images, image_bias)
-        return hidden
+        return self.fused_states(texts.hidden, attention_bias(texts.tokens.valid), images, attention_bias(image_valid))
 
     def decode(
         self,
@@ -126,19 +82,39 @@ class XVLM(ModelAdapter):
     ) -> Tensor:
         """Next-token logits; captions go through all layers, answers through the fusion layers or their copy."""
         past = cache.get_seq_length() if cache is not None else 0
-        hidden = self.text_encoder.embeddings(tokens.ids, position_ids=positions(tokens, past))
-        bias, memory_bias = causal_bias(tokens, past), attention_bias(memory_valid)
         layers = self.text_encoder.layer if kind == "caption" else self._answer_layers()
-        for layer in layers:
-            grounded = layer.add_cross_attention
-            # By position: the name of the cache is not the same in all versions of transformers.
-            hidden = layer(hidden, bias, memory if grounded else None, memory_bias if grounded else None, cache)
-        return self.text_encoder.cls(hidden)
+        return self.next_token_logits(
+            layers,
+            tokens.ids,
+            positions(tokens, past),
+            causal_bias(tokens, past),
+            memory,
+            attention_bias(memory_valid),
+            cache,
+        )
 
     def _answer_layers(self) -> Iterable[nn.Module]:
         if hasattr(self, "answer_decoder"):
             return self.answer_decoder
         return self.text_encoder.layer[self.fusion_layer :]
+
+    def resize_images(self, size: int) -> None:
+        """Makes the model take images of another size, in place; position embeddings are interpolated bicubically."""
+        vision = self.vision_model
+        side = self.grid(size, vision.config.patch_size)
+        embeddings, n_patches = vision.embeddings, side * side
+        if vision.config.model_type == CLIP:
+            table = resize_positions(embeddings.position_embedding.weight.detach(), side)
+            embeddings.position_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+            embeddings.register_buffer("position_ids", torch.arange(len(table), device=self.device)[None], False)
+            embeddings.image_size, embeddings.num_patches = size, n_patches
+            embeddings.num_positions = n_patches + 1
+        else:
+            table = resize_positions(embeddings.position_embeddings.detach()[0], side)
+            embeddings.position_embeddings = nn.Parameter(table[None])
+            embeddings.patch_embeddings.image_size = (size, size)
+            embeddings.patch_embeddings.num_patches = n_patches
+        vision.config.image_size = size
 
     def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:  # noqa: ARG002
         """ITM logit of n pairs, (n,)."""
@@ -175,7 +151,7 @@ class XVLM(ModelAdapter):
     def layer_of(self, parameter: str) -> str:
         """The fusion layer's name for what the answer decoder has copied from it."""
         name = parameter.removesuffix(".weight")
-        if name.startswith("answer_decoder."):
+        if name.startswith("answer_decoder.") and not self._is_fresh(name):
             number, rest = name.removeprefix("answer_decoder.").split(".", 1)
             return f"text_encoder.layer.{self.fusion_layer + int(number)}.{rest}"
         return name
@@ -186,8 +162,12 @@ class XVLM(ModelAdapter):
         The copy keeps the masks of the layers it comes from; the reference leaves it dense by default.
         """
         if task == "vqa":
-            self.check_answer_width(self.vision_proj.in_features, self.text_proj.in_features)
             self.answer_decoder = copy.deepcopy(self.text_encoder.layer[self.fusion_layer :])
+            if self.image_width != self.text_width:
+                self.fresh_memory = True
+                for layer in self.answer_decoder:
+                    set_memory_width(layer, self.text_width)
+                self.answer_decoder.to(self.device)
 
     # ---- pretraining ----
 
@@ -201,10 +181,14 @@ class XVLM(ModelAdapter):
 
     def _recorded_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Image tokens, and the hidden states (n, t, width) below the layers that look at regions by themselves."""
+        if not self.local_attn_depth:
+            with self.recording(image=None):
+                tokens = self.encode_images(pixels)
+            return tokens, tokens
         lower, upper = self._split_layers()
         with self.recording(image=None):
-            hidden = self._vision_layers(lower, self._patches(pixels), None)
-            return self.vision_model.post_layernorm(self._vision_layers(upper, hidden, None)), hidden
+            hidden = self.vision_layers(lower, self.patches(pixels), None)
+            return self.vision_model.post_layernorm(self.vision_layers(upper, hidden, None)), hidden
 
     def _split_layers(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
         layers = list(self.vision_model.encoder.layers)
@@ -223,15 +207,17 @@ class XVLM(ModelAdapter):
     def _recorded_regions(self, batch: Batch, lower: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (n, t, width) of each region and which of them lie in it (n, t); the class token always does.
 
-        The last `local_attn_depth` layers run anew for each region and attend within it, from the images' hidden states
-        below them.
+        The last `local_attn_depth` layers, if any, run anew for each region and attend within it, from the images'
+        hidden states below them.
         """
         index = torch.tensor([position for position, _, _ in batch.regions], device=self.device)
         boxes = torch.tensor([box for _, box, _ in batch.regions], device=self.device, dtype=torch.float32)
-        side = round(self.vision_model.embeddings.num_patches**0.5)
+        side = self.image.size // self.vision_model.config.patch_size
         valid = F.pad(patches_in(boxes, side), (1, 0), value=True)
+        if not self.local_attn_depth:
+            return lower[index], valid
         with self.recording(image=valid):
-            local = self._vision_layers(self._split_layers()[1], lower[index], attention_bias(valid))
+            local = self.vision_layers(self._split_layers()[1], lower[index], attention_bias(valid))
         return self.vision_model.post_layernorm(local), valid
 
     def pretraining_losses(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
@@ -297,19 +283,6 @@ def _phrases(batch: Batch) -> list[str]:
     """The phrases of a batch's regions; none where all are alike, since matching needs a negative for each."""
     phrases = [phrase for _, _, phrase in batch.regions]
     return phrases if len(set(phrases)) > 1 else []
-
-
-def _init(module: nn.Module, std: float) -> None:
-    """BERT's initialisation, in place."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=std)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-def _head(width: int, out: int) -> nn.Sequential:
-    """X-VLM's two-layer head."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, out))
 
 
 def patches_in(boxes: Tensor, side: int) -> Tensor:

@@ -1,0 +1,326 @@
+"""FusionAdapter: models whose texts look at images, with heads for matching and a text decoder (BLIP, X-VLM)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor, nn
+from transformers import EncoderDecoderCache, PreTrainedTokenizerFast
+
+from vlprune.models.base import ModelAdapter
+from vlprune.models.generation import beam_search
+from vlprune.models.images import ImageInput
+from vlprune.models.text import Tokens, pad, word_ids
+
+MAX_WORDS = 40
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Encoded texts: their tokens and the hidden states (n, length, width) of the text encoder."""
+
+    tokens: Tokens
+    hidden: Tensor
+
+    def select(self, index: Tensor) -> TextStates:
+        """The texts at index (k,), cut to the longest of them."""
+        tokens = self.tokens.select(index)
+        return TextStates(tokens, self.hidden[index][:, : tokens.ids.shape[1]])
+
+
+class FusionAdapter(ModelAdapter):
+    """A vision-language model with ITC and ITM heads and a text decoder.
+
+    A family provides the primitives marked abstract; the losses and the task interface (`eval.base`) are written here
+    once. All losses and scores are those of ALBEF, BLIP and X-VLM, without momentum encoders and queues.
+
+    Attributes:
+        tokenizer: of texts.
+        label_smoothing: of the language-model losses.
+        prompt: what captions begin with.
+        image_width: of the image tokens.
+        text_width: of the hidden states of texts.
+        fresh_memory: whether a task head has keys and values that no pretrained layer could give.
+    """
+
+    image_width: int
+    text_width: int
+
+    excluded = ("vision_proj", "text_proj", "itm_head", "cls.predictions")
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, image: ImageInput, label_smoothing: float, prompt: str
+    ) -> None:
+        super().__init__(image)
+        self.tokenizer = tokenizer
+        self.label_smoothing = label_smoothing
+        self.prompt = prompt
+        self.fresh_memory = False
+
+    # ---- primitives of a family ----
+
+    vision_proj: nn.Linear
+    text_proj: nn.Linear
+    itm_head: nn.Module
+    temp: nn.Parameter
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Image tokens (n, t, width) of pixels (n, 3, size, size); the first token stands for the image."""
+
+    @abstractmethod
+    def encode_tokens(self, tokens: Tokens) -> Tensor:
+        """Hidden states (n, length, width) of the text alone; the first token stands for the text."""
+
+    @abstractmethod
+    def fuse(self, texts: TextStates, images: Tensor, image_valid: Tensor | None = None) -> Tensor:
+        """Hidden states (n, length, width) of n texts that look at n images' tokens, image_valid (n, t) of them."""
+
+    @abstractmethod
+    def decode(
+        self,
+        kind: Literal["caption", "answer"],
+        tokens: Tokens,
+        memory: Tensor,
+        memory_valid: Tensor | None,
+        cache: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Next-token logits (n, length, vocabulary) of a causal decoder that looks at memory (n, t, width)."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Encoder input: special tokens as the family puts them, right-padded, on the model's device."""
+
+    @property
+    @abstractmethod
+    def start_id(self) -> int:
+        """First token of the decoder."""
+
+    @property
+    def end_id(self) -> int:
+        """Last token of the decoder, [SEP]."""
+        return self.token_id("[SEP]")
+
+    def _is_fresh(self, module: str) -> bool:
+        """Whether VQA's decoder has new keys and values there: those learned on images read another width."""
+        return self.fresh_memory and "crossattention.self." in module and not module.endswith("query")
+
+    def grid(self, size: int, patch: int) -> int:
+        """Patches along the side of an image of a size, which the model takes from now on.
+
+        Raises:
+            ValueError: patches that do not fill the side.
+        """
+        if size < patch or size % patch:
+            raise ValueError(f"the image size must be a multiple of the patch size {patch}, got {size}")
+        self.image = replace(self.image, size=size)
+        if self.config:
+            self.config = {**self.config, "vision": {**self.config["vision"], "image_size": size}}
+        return size // patch
+
+    # ---- texts ----
+
+    def token_id(self, token: str) -> int:
+        """Id of a piece of the vocabulary, such as [CLS]."""
+        index = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(index, int):
+            raise ValueError(f"the tokenizer has no piece {token!r}")
+        return index
+
+    def encode_texts(self, texts: Sequence[str]) -> TextStates:
+        """Text states of strings."""
+        tokens = self.tokenize(texts)
+        return TextStates(tokens, self.encode_tokens(tokens))
+
+    def target_tokens(self, texts: Sequence[str], prefix: str = "") -> tuple[Tokens, int]:
+        """Decoder sequences start, prefix, text, end; and the length of start + prefix, which is given."""
+        given = [self.start_id, *self._pieces([prefix])[0]] if prefix else [self.start_id]
+        rows = [[*given, *pieces, self.end_id] for pieces in self._pieces(texts)]
+        return self._to_device(pad(rows, self.token_id("[PAD]"))), len(given)
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        return word_ids(self.tokenizer, texts, MAX_WORDS, MAX_WORDS - 2)
+
+    def _to_device(self, tokens: Tokens) -> Tokens:
+        return Tokens(tokens.ids.to(self.device), tokens.valid.to(self.device))
+
+    # ---- losses ----
+
+    def image_features(self, image_tokens: Tensor) -> Tensor:
+        """Unit features (n, d)."""
+        return F.normalize(self.vision_proj(image_tokens[:, 0]), dim=-1)
+
+    def text_features(self, hidden: Tensor) -> Tensor:
+        """Unit features (n, d)."""
+        return F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
+
+    def itc_loss(self, image_features: Tensor, text_features: Tensor, positive: Tensor) -> Tensor:
+        """Symmetric in-batch contrastive loss; positive (n, n) bool marks the pairs that belong together."""
+        target = positive / positive.sum(1, keepdim=True)
+        logits = image_features @ text_features.t() / self.temp.clamp(0.001, 0.5)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target.t())) / 2
+
+    @torch.no_grad()
+    def hard_negatives(
+        self, image_features: Tensor, text_features: Tensor, positive: Tensor, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """For every text a negative image (n,), for every image a negative text (n,), drawn by their similarity."""
+        logits = image_features @ text_features.t() / self.temp.clamp(0.001, 0.5)
+        if not torch.isfinite(logits).all():
+            raise RuntimeError("the image or text features are not finite")
+        if positive.all(1).any():
+            raise ValueError(f"matching needs a negative for every pair, but a batch of {len(logits)} has none")
+        drawn = []
+        for rows in (logits.t(), logits):
+            weights = (rows.softmax(1) + 1e-5).masked_fill(positive, 0.0)
+            drawn.append(torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(self.device))
+        return drawn[0], drawn[1]
+
+    def itm_loss(
+        self,
+        texts: TextStates,
+        images: Tensor,
+        positive_hidden: Tensor,
+        negatives: tuple[Tensor, Tensor],
+        image_valid: Tensor | None = None,
+    ) -> Tensor:
+        """Cross-entropy of match / no match over n pairs and 2n hard negatives; positive_hidden is their fusion."""
+        negative_image, negative_text = negatives
+        own = torch.arange(len(images), device=self.device)
+        image_index = torch.cat([negative_image, own])
+        text_index = torch.cat([own, negative_text])
+        valid = None if image_valid is None else image_valid[image_index]
+        negative_hidden = self.fuse(texts.select(text_index), images[image_index], valid)
+        logits = self.itm_head(torch.cat([positive_hidden[:, 0], negative_hidden[:, 0]]))
+        target = torch.zeros(len(logits), dtype=torch.long, device=self.device)
+        target[: len(images)] = 1
+        return F.cross_entropy(logits, target)
+
+    def sequence_losses(self, logits: Tensor, tokens: Tokens, given: int) -> Tensor:
+        """Label-smoothed next-token losses (n,), summed over the tokens after the first `given`."""
+        target = tokens.ids[:, 1:].masked_fill(~tokens.valid[:, 1:], -100)
+        target[:, : given - 1] = -100
+        loss = F.cross_entropy(
+            logits[:, :-1].transpose(1, 2),
+            target,
+            ignore_index=-100,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return loss.sum(1)
+
+    def caption_loss(self, image_tokens: Tensor, captions: Sequence[str], prefix: str) -> Tensor:
+        """Mean language-model loss of a token."""
+        tokens, given = self.target_tokens(captions, prefix)
+        logits = self.decode("caption", tokens, image_tokens, None)
+        return self.sequence_losses(logits, tokens, given).sum() / tokens.valid[:, given:].sum()
+
+    # ---- the tasks' interface (eval.base.VisionLanguageModel) ----
+
+    def embed_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Unit features (n, d) and tokens (n, t, width)."""
+        tokens = self.encode_images(self.pixels(images))
+        return self.image_features(tokens), tokens
+
+    def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, TextStates]:
+        """Unit features (n, d) and the states that `match` takes."""
+        states = self.encode_texts(texts)
+        return self.text_features(states.hidden), states
+
+    def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:
+        """ITM logit of n pairs plus their ITC similarity, (n,).
+
+        BLIP's rule; X-VLM ranks by the logit alone.
+        """
+        return self.itm_head(self.fuse(texts, image_tokens)[:, 0])[:, 1] + similarity
+
+    def retrieval_loss(
+        self, images: Sequence[Image.Image], texts: Sequence[str], image_ids: Sequence[Any], generator: Generator
+    ) -> Tensor:
+        """ITC + ITM of n pairs; pairs of the same image_id are all positives."""
+        tokens = self.encode_images(self.pixels(images))
+        states = self.encode_texts(texts)
+        image_features, text_features = self.image_features(tokens), self.text_features(states.hidden)
+        positive = torch.tensor([[a == b for b in image_ids] for a in image_ids], device=self.device)
+        itc = self.itc_loss(image_features, text_features, positive)
+        negatives = self.hard_negatives(image_features, text_features, positive, generator)
+        return itc + self.itm_loss(states, tokens, self.fuse(states, tokens), negatives)
+
+    def generate(self, images: Sequence[Image.Image], *, num_beams: int, max_length: int, min_length: int) -> list[str]:
+        """One caption an image; lengths in tokens, prompt included."""
+        memory = self.encode_images(self.pixels(images)).repeat_interleave(num_beams, 0)
+        prompt = [self.start_id, *self._pieces([self.prompt])[0]]
+
+        def step(ids: Tensor, cache: EncoderDecoderCache) -> Tensor:
+            tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+            return self.decode("caption", tokens, memory, None, cache)[:, -1]
+
+        rows = beam_search(
+            step,
+            len(images),
+            prompt,
+            end=self.end_id,
+            num_beams=num_beams,
+            max_length=max_length,
+            min_length=min_length,
+            device=self.device,
+        )
+        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+
+    def captioning_loss(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+        """Language-model loss of n captions after the prompt."""
+        return self.caption_loss(self.encode_images(self.pixels(images)), captions, self.prompt)
+
+    def encode_questions(self, image_tokens: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Fused hidden states (n, length, width) of n questions at n images' tokens, and their validity."""
+        states = self.encode_texts(questions)
+        return self.fuse(states, image_tokens), states.tokens.valid
+
+    def rank_answers(self, images: Tensor, questions: Sequence[str], answers: Sequence[str], k: int) -> Tensor:
+        """Scores (n, n_answers): minus the sequence loss of the k answers with the likeliest first token, else -inf.
+
+        As in BLIP; X-VLM counts the first token twice.
+        """
+        memory, valid = self.encode_questions(images, questions)
+        candidates, _ = self.target_tokens(answers)
+        start = torch.full((len(questions), 1), self.start_id, device=self.device)
+        first = self.decode("answer", Tokens(start, torch.ones_like(start, dtype=torch.bool)), memory, valid)
+        first_scores = first[:, -1].log_softmax(-1)[:, candidates.ids[:, 1]]
+        top = first_scores.topk(min(k, len(answers)), dim=1).indices
+        rows = torch.arange(len(questions), device=self.device).repeat_interleave(top.shape[1])
+        tokens = candidates.select(top.flatten())
+        logits = self.decode("answer", tokens, memory[rows], valid[rows])
+        losses = self.sequence_losses(logits, tokens, given=1)
+        scores = torch.full((len(questions), len(answers)), -torch.inf, device=self.device)
+        return scores.scatter(1, top, -losses.view(top.shape))
+
+    def vqa_loss(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        weights: Sequence[Sequence[float]],
+    ) -> Tensor:
+        """Weighted sum of the sequence losses of each question's answers, a question's mean."""
+        return self.answer_loss(self.encode_images(self.pixels(images)), questions, answers, weights)
+
+    def answer_loss(
+        self,
+        image_tokens: Tensor,
+        questions: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        weights: Sequence[Sequence[float]],
+    ) -> Tensor:
+        """`vqa_loss` of n questions at n images' tokens."""
+        memory, valid = self.encode_questions(image_tokens, questions)
+        rows = torch.tensor([i for i, options in enumerate(answers) for _ in options], device=self.device)
+        tokens, given = self.target_tokens([answer for options in answers for answer in options])
+        logits = self.decode("answer", tokens, memory[rows], valid[rows])
+        flat = torch.tensor([w for row in weights for w in row], device=self.device)
+        return (self.sequence_losses(logits, tokens, given) * flat).sum() / len(questions)
