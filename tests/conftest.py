@@ -16,7 +16,8 @@ from PIL import Image
 from vlprune.batch import Batch
 from vlprune.models import ZOO
 from vlprune.models.base import ModelAdapter
-from vlprune.models.checkpoints import build, load_tokenizer
+from vlprune.models.checkpoints import build
+from vlprune.models.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
 WIDTH = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}

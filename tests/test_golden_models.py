@@ -1,7 +1,6 @@
 """The adapters give what the reference code computes with the same weights (vectors in ../shared/golden)."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -10,9 +9,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from vlprune.inputs import Inputs
-from vlprune.models.checkpoints import build
+from vlprune.models.checkpoints import load_official
 from vlprune.models.fusion import TextStates
 from vlprune.models.generation import beam_search
+from vlprune.models.official import official_to_ours
 from vlprune.models.text import Tokens
 
 VISION = {
@@ -51,41 +51,12 @@ CONFIGS = {
         "embed_dim": 16,
     },
 }
-# Official names to ours, by the rules that map them; what matches no rule has no counterpart.
-RENAMES = {
-    "blip": (
-        (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
-        (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
-        (r"^visual_encoder\.patch_embed\.proj", "vision_model.embeddings.patch_embedding"),
-        (r"^visual_encoder\.blocks\.(\d+)\.norm(\d)", r"vision_model.encoder.layers.\1.layer_norm\2"),
-        (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv", r"vision_model.encoder.layers.\1.self_attn.qkv"),
-        (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj", r"vision_model.encoder.layers.\1.self_attn.projection"),
-        (r"^visual_encoder\.blocks\.", "vision_model.encoder.layers."),
-        (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
-    ),
-    "xvlm": (
-        (r"^vision_encoder\.class_embedding$", "vision_model.embeddings.class_embedding"),
-        (r"^vision_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
-        (r"^vision_encoder\.patch_embed", "vision_model.embeddings.patch_embedding"),
-        (r"^vision_encoder\.", "vision_model."),
-        (r"^text_encoder\.bert\.encoder\.layer", "text_encoder.layer"),
-        (r"^text_encoder\.bert\.", "text_encoder."),
-    ),
-}
-
-
-def ours(family: str, name: str) -> str:
-    for pattern, replacement in RENAMES[family]:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
-    return name
 
 
 @pytest.fixture(params=["blip", "xvlm"])
-def golden(request, shared):
+def golden(request, shared, tmp_path):
     """(model with the reference's weights, its batches, its outputs)."""
-    family = request.param
+    family, path = request.param, tmp_path / "official.pth"
     size = CONFIGS[family]["text"]["vocab_size"]
     named = {**SPECIAL, **({"[DEC]": 60, "[ENC]": 61} if family == "blip" else {})}
     vocabulary = {next((t for t, j in named.items() if j == i), f"w{i}"): i for i in range(size)}
@@ -97,12 +68,10 @@ def golden(request, shared):
         mask_token="[MASK]",
         unk_token="[UNK]",
     )
-    model = build(CONFIGS[family], tokenizer).eval()
     stored = load_file(shared / "golden" / f"{family}_tiny_model_and_batches.safetensors")
-    state = {ours(family, k.removeprefix("state.")): v for k, v in stored.items() if k.startswith("state.")}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name.replace("predictions.bias", "predictions.decoder.bias")])
+    torch.save({"model": {k.removeprefix("state."): v for k, v in stored.items() if k.startswith("state.")}}, path)
+    (path.parent / "config.json").write_text(json.dumps(CONFIGS[family]))
+    model = load_official(path, tokenizer=tokenizer)
     batches = {k.removeprefix("batch."): v for k, v in stored.items() if k.startswith("batch.")}
     return model, batches, load_file(shared / "golden" / f"forward_{family}.safetensors")
 
@@ -186,7 +155,7 @@ def test_calibration_inputs_of_blip(golden, shared):
     compared = 0
     for name, vector in expected.items():
         if name.startswith("sqnorm."):
-            layer = model.layer_of(ours("blip", name.removeprefix("sqnorm.")))
+            layer = model.layer_of(official_to_ours("blip", name.removeprefix("sqnorm.")))
             torch.testing.assert_close(squares.means(layer)["input_sq"], vector, atol=1e-5, rtol=2e-5)
             compared += 1
     assert compared == len(model.graph)

@@ -146,7 +146,7 @@ def test_directory_round_trip(model, batch, tmp_path):
 def test_bad_directories_are_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"unknown model 'tiny-clip'.*tiny-blip, tiny-xvlm"):
         load_model("tiny-clip")
-    with pytest.raises(FileNotFoundError, match=r"lacks config.json, model.safetensors, tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
         load_model(str(tmp_path))
     models = {family: small_model(family) for family in SMALL}
     for family, model in models.items():

@@ -16,12 +16,14 @@ class BipartiteLayer:
         shape: (out, in), the numbers of output and input nodes.
         modality: "vision", "text" or "fusion".
         stream: the adapter's name of the token positions that feed the layer, so that padding can be left out.
+        aliases: names of other modules that share the weight.
     """
 
     name: str
     shape: tuple[int, int]
     modality: str
     stream: str
+    aliases: tuple[str, ...] = ()
 
     @property
     def n_edges(self) -> int:
@@ -64,3 +66,8 @@ class LayerGraph:
     def modality(self) -> dict[str, str]:
         """{layer name: modality}."""
         return {layer.name: layer.modality for layer in self.layers}
+
+    @property
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        """{layer name: names of other modules that share its weight}, of the layers that have any."""
+        return {layer.name: layer.aliases for layer in self.layers if layer.aliases}

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -28,11 +29,57 @@ class Masks(dict[str, Tensor]):
 
     Attributes:
         weights: {layer name: (out, in)}, the values of the surviving weights, of methods that move them; else None.
+        aliases: {layer name: names of other modules that shared its weight in the model that was pruned}.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        masks: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None = None,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__(masks)
         self.weights = None if weights is None else dict(weights)
+        self.aliases = {name: tuple(others) for name, others in (aliases or {}).items()}
+
+    def apply(self, model: nn.Module) -> None:
+        """Changes a model from anywhere in place: pruned weights become zero, after moved ones are written.
+
+        A weight is found by the name of its layer or by an alias, all of them where the model does not share them.
+        A part (first word of the names) that the model does not have at all, as a captioner has no text encoder, is
+        left out.
+
+        Raises:
+            ValueError: a layer that the model's part lacks, a weight of another shape, no layer found; nothing has
+                changed then.
+        """
+        found = self._parameters(model)
+        with torch.no_grad():
+            for name, parameters in found.items():
+                for parameter in parameters:
+                    if self.weights is not None:
+                        parameter.copy_(self.weights[name])
+                    parameter.masked_fill_(~self[name].to(parameter.device), 0.0)
+
+    def _parameters(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parts = {name.split(".")[0] for name in parameters}
+        found: dict[str, list[nn.Parameter]] = {}
+        for name, mask in self.items():
+            names = (name, *self.aliases.get(name, ()))
+            there = {f"{n}.weight": parameters[f"{n}.weight"] for n in names if f"{n}.weight" in parameters}
+            expected = [n for n in names if n.split(".")[0] in parts]
+            if len(there) < len(expected):
+                missing = next(n for n in expected if f"{n}.weight" not in there)
+                raise ValueError(f"the model has no weight {missing}.weight; it has: {reprlib.repr(list(parameters))}")
+            for full, parameter in there.items():
+                if parameter.shape != mask.shape:
+                    shapes = tuple(parameter.shape), tuple(mask.shape)
+                    raise ValueError(f"the model's {full} has shape {shapes[0]}, its mask {shapes[1]}")
+            found[name] = list(there.values())
+        if not any(found.values()):
+            raise ValueError(f"the model has none of the masks' layers, such as {next(iter(self), 'none')!r}")
+        return found
 
 
 @runtime_checkable
@@ -57,7 +104,7 @@ def apply_masks(model: Prunable, masks: Masks) -> None:
     """
     for what, tensors in (("mask", masks), ("weight", masks.weights)):
         if tensors is not None:
-            _check_fits(model.graph, what, tensors)
+            check_fits(model.graph, what, tensors)
     with torch.no_grad():
         for name, mask in masks.items():
             weight = model.weight(name)
@@ -129,14 +176,15 @@ def mask_hash(masks: Masks) -> str:
 def save_masks(path: str | os.PathLike[str], masks: Masks, provenance: Mapping[str, str]) -> None:
     """Writes a mask bundle, a safetensors file, atomically: a reader sees the old file or the whole new one.
 
-    Every mask is one bit an edge; moved weights are stored in full; the header holds layer order, shapes, hash and
-    where the masks come from.
+    Every mask is one bit an edge; moved weights are stored in full; the header holds layer order, shapes, aliases, hash
+    and where the masks come from.
     """
     tensors = {f"mask.{name}": pack_bits(mask) for name, mask in masks.items()}
     for name, weight in (masks.weights or {}).items():
         tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
     header = {
         "format": _FORMAT,
+        "aliases": json.dumps(masks.aliases),
         "shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()}),
         "provenance": json.dumps(dict(provenance)),
         "hash": mask_hash(masks),
@@ -161,7 +209,7 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
             if any(name.startswith("weight.") for name in names):
                 weights = {name: file.get_tensor(f"weight.{name}") for name in shapes}
             bits = {name: unpack_bits(file.get_tensor(f"mask.{name}"), shape) for name, shape in shapes.items()}
-        masks = Masks(bits, weights)
+        masks = Masks(bits, weights, json.loads(header.get("aliases", "{}")))
         if mask_hash(masks) != header["hash"]:
             raise ValueError("its hash does not match its content")
     except (SafetensorError, ValueError, KeyError) as error:
@@ -185,7 +233,8 @@ def _header(metadata: dict[str, str] | None) -> dict[str, str]:
     return metadata or {}
 
 
-def _check_fits(graph: LayerGraph, what: str, tensors: Mapping[str, Tensor]) -> None:
+def check_fits(graph: LayerGraph, what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError if the tensors, which `what` names, are not exactly those of the graph's layers."""
     wanted = {layer.name: layer.shape for layer in graph}
     unknown = [name for name in tensors if name not in wanted]
     if unknown:

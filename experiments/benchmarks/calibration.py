@@ -27,7 +27,7 @@ from vlprune.data import calibration_batches
 from vlprune.models import find_model, load_model
 from vlprune.models.base import ModelAdapter
 from vlprune.models.blip import BLIP
-from vlprune.models.checkpoints import load_tokenizer
+from vlprune.models.tokenizer import load_tokenizer
 
 # Pairs of a batch, batches of a measured pass, and how often both passes take turns.
 SETTINGS = {"tiny-xvlm": [(4, 8, 15), (32, 4, 5)], "BLIP-base size": [(4, 1, 4)]}
@@ -46,7 +46,7 @@ def blip_base() -> ModelAdapter:
         "is_decoder": True,
     }
     vision = {**width, "image_size": 224, "patch_size": 16, "initializer_range": 0.02}
-    return BLIP.from_config(tokenizer, vision, {**width, **tokens}).eval()
+    return BLIP(tokenizer, vision, {**width, **tokens}).eval()
 
 
 def compare(plain: Callable[[], object], measured: Callable[[], object], pairs: int) -> tuple[float, float, float]:

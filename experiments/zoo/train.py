@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from vlprune.batch import Batch
 from vlprune.data import scenes
 from vlprune.models.base import ModelAdapter
-from vlprune.models.checkpoints import build, load_tokenizer, save_directory
+from vlprune.models.checkpoints import build, save_directory
+from vlprune.models.tokenizer import load_tokenizer
 from vlprune.models.text import clean
 
 ZOO = Path(__file__).parents[2] / "vlprune" / "models" / "zoo"

@@ -90,15 +90,16 @@ class ModelAdapter(nn.Module):
 
     @cached_property
     def _graph(self) -> LayerGraph:
-        layers, seen = [], set()
-        for name, module in self.named_modules():
-            if not isinstance(module, nn.Linear) or any(part in name for part in self.excluded):
-                continue
-            if id(module.weight) in seen:
-                continue
-            seen.add(id(module.weight))
-            shape = (module.out_features, module.in_features)
-            layers.append(BipartiteLayer(name, shape, self.modality_of(name), self.stream_of(name)))
+        names: dict[int, list[str]] = {}
+        for name, module in self.named_modules(remove_duplicate=False):
+            if isinstance(module, nn.Linear) and not any(part in name for part in self.excluded):
+                names.setdefault(id(module.weight), []).append(name)
+        layers = []
+        for name, *aliases in names.values():
+            n_out, n_in = self.weight(name).shape
+            layers.append(
+                BipartiteLayer(name, (n_out, n_in), self.modality_of(name), self.stream_of(name), tuple(aliases))
+            )
         return LayerGraph(tuple(layers))
 
     def weight(self, name: str) -> nn.Parameter:

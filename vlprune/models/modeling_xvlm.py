@@ -193,7 +193,11 @@ class XVLMModel(XVLMModules, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """None: the parts come with their weights."""
+        """Sets, in place, what a checkpoint does not hold."""
+        super()._init_weights(module)
+        if isinstance(module, BertEmbeddings):
+            module.position_ids.copy_(torch.arange(module.position_ids.shape[1])[None])
+            module.token_type_ids.zero_()
 
 
 def _vision_model(config: Any) -> PreTrainedModel:

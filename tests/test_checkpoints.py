@@ -1,0 +1,200 @@
+"""What a model is saved as loads in plain transformers, and what others saved loads here."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import noise_image, small_model
+from torch import nn
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    BlipTextConfig,
+    BlipVisionConfig,
+)
+
+from vlprune.masks import apply_masks
+from vlprune.models import load_model
+from vlprune.models.checkpoints import build, load_directory, save_directory
+from vlprune.pipeline import compute_masks
+
+CLASSES = {
+    "retrieval": BlipForImageTextRetrieval,
+    "captioning": BlipForConditionalGeneration,
+    "vqa": BlipForQuestionAnswering,
+}
+IMAGES = [noise_image(i) for i in range(2)]
+TEXTS = ["a red circle", "a man riding a horse on the beach"]
+
+PLAIN = """
+import json, sys, torch
+from transformers import AutoModel, BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
+directory, family, given = sys.argv[1:]
+x = torch.load(given)
+with torch.no_grad():
+    if family == "xvlm":
+        model = AutoModel.from_pretrained(directory, trust_remote_code=True)
+        out = model(x["pixels"], x["ids"], x["valid"].long())
+        found = {"itm": out["itm_logits"], "sim": out["image_features"] @ out["text_features"].T}
+    else:
+        model = BlipForImageTextRetrieval.from_pretrained(directory)
+        mask = x["valid"].long()
+        itm = model(x["grounded"], x["pixels"], attention_mask=mask).itm_score
+        sim = model(x["ids"], x["pixels"], attention_mask=mask, use_itm_head=False).itm_score
+        model = BlipForConditionalGeneration.from_pretrained(directory)
+        images = model.vision_model(x["pixels"]).last_hidden_state
+        logits = model.text_decoder(x["decoder"], encoder_hidden_states=images, use_cache=False).logits
+        model = BlipForQuestionAnswering.from_pretrained(directory)
+        question = model.text_encoder(x["grounded"], mask, encoder_hidden_states=images).last_hidden_state
+        answer = model.text_decoder(x["decoder"], encoder_hidden_states=question[:1], use_cache=False).logits[:1]
+        found = {"itm": itm, "sim": sim, "logits": logits, "answer": answer}
+    zeros = sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1)
+assert not any(name.split(".")[0] in ("vlprune", "eval") for name in sys.modules)
+torch.save({**found, "zeros": zeros}, given)
+"""
+
+
+def ours(model):
+    """What the plain libraries must give as well, and the tensors to give them."""
+    with torch.no_grad():
+        pixels = model.pixels(IMAGES)
+        images, texts = model.encode_images(pixels), model.encode_texts(TEXTS)
+        fused = model.fuse(texts, images)
+        given = {"pixels": pixels, "ids": texts.tokens.ids, "valid": texts.tokens.valid}
+        wanted = {"itm": model.itm_head(fused[:, 0])}
+        wanted["sim"] = model.image_features(images) @ model.text_features(texts.hidden).T
+        if model.family == "blip":
+            given["grounded"] = given["ids"].clone()
+            given["grounded"][:, 0] = model.token_id("[ENC]")
+            target = model.target_tokens(["a red circle", "two blue circles"])[0]
+            given["decoder"] = target.ids
+            wanted["logits"] = model.decode("caption", target, images, None)
+            one = type(target)(target.ids, torch.ones_like(target.valid))
+            answer = model.decode("answer", one, fused[:1].expand(2, -1, -1), None)[:1]
+            wanted["answer"] = answer
+    return given, wanted
+
+
+def test_a_pruned_model_loads_without_this_project_and_gives_the_same(model, tmp_path):
+    apply_masks(model, compute_masks(model, "omp", 0.5))
+    save_directory(model, tmp_path / "pruned")
+    given, wanted = ours(model)
+    torch.save(given, tmp_path / "x.pt")
+    command = [sys.executable, "-c", PLAIN, str(tmp_path / "pruned"), model.family, str(tmp_path / "x.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "x.pt")
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=0, rtol=0)
+    assert found["zeros"] >= round(0.5 * model.graph.n_edges)
+
+
+def test_saving_again_what_was_loaded_changes_nothing(model, tmp_path):
+    save_directory(model, tmp_path / "a")
+    save_directory(load_directory(tmp_path / "a"), tmp_path / "b")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@pytest.fixture(params=sorted(CLASSES))
+def transformers_blip(request, tmp_path):
+    """(task, a random BLIP of transformers for it, the directory it was saved in with a tokenizer)."""
+    small = small_model("blip")
+    vision, text = small.vision_model.config, small.text_encoder.config
+    torch.manual_seed(1)
+    sizes = {"vision_config": vision.to_dict() | {"initializer_range": 0.02}, "text_config": text.to_dict()}
+    hf = CLASSES[request.param](BlipConfig(**sizes, image_text_hidden_size=16)).eval()
+    for module in hf.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.1)
+    hf.save_pretrained(tmp_path / "hf")
+    small.tokenizer.save_pretrained(tmp_path / "hf")
+    return request.param, hf, tmp_path / "hf"
+
+
+def test_a_blip_of_transformers_becomes_a_model_of_its_task(transformers_blip, batch):
+    task, hf, directory = transformers_blip
+    model = load_model(str(directory))
+    assert model.tasks == (task,)
+    with torch.no_grad():
+        pixels = model.pixels(IMAGES)
+        images = model.encode_images(pixels)
+        torch.testing.assert_close(images, hf.vision_model(pixels).last_hidden_state, atol=0, rtol=0)
+        if task != "captioning":
+            texts = model.tokenize(TEXTS)
+            mask = texts.valid.long()
+            own = model.encode_tokens(texts)
+            torch.testing.assert_close(own, hf.text_encoder(texts.ids, mask).last_hidden_state, atol=0, rtol=0)
+        if task != "retrieval":
+            target = model.target_tokens(["a red circle", "two blue circles"])[0]
+            logits = model.decode("caption", target, images, None)
+            plain = hf.text_decoder(target.ids, encoder_hidden_states=images, return_dict=True).logits
+            torch.testing.assert_close(logits[target.valid], plain[target.valid], atol=1e-6, rtol=1e-6)
+    losses = model.pretraining_losses(batch, torch.Generator().manual_seed(0))
+    assert set(losses) == set(model.scored_losses)
+    sum(losses.values()).backward()
+    for layer in model.graph:
+        if task == "retrieval" or not layer.name.startswith("text_encoder"):
+            assert model.weight(layer.name).grad.abs().sum() > 0, layer.name
+    model.add_task_head(task)
+    assert {layer.name for layer in model.graph} == {model.layer_of(layer.name + ".weight") for layer in model.graph}
+
+
+@pytest.mark.parametrize("method", ["multiflow", "snip"])
+def test_a_blip_of_transformers_is_pruned(transformers_blip, batch, method):
+    from vlprune.calibrate import collect
+    from vlprune.pruners import PRUNERS
+
+    model = load_model(str(transformers_blip[2]))
+    masks = compute_masks(model, method, 0.75, stats=collect(model, [batch], PRUNERS[method].needs))
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert kept == model.graph.n_edges - round(0.75 * model.graph.n_edges)
+
+
+def test_a_tokenizer_without_blips_tokens_gets_them(tmp_path):
+    small = small_model("blip")
+    config = {**small.config, "text": {**small.config["text"], "vocab_size": len(small.tokenizer)}}
+    save_directory(build(config, small.tokenizer), tmp_path / "m")
+    plain = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
+    # As transformers' BLIP has it: the last two ids belong to no piece.
+    vocabulary = plain["model"]["vocab"]
+    last = sorted(vocabulary, key=vocabulary.get)[-2:]
+    for token in last:
+        del vocabulary[token]
+    for token, index in (("[DEC]", 5), ("[ENC]", 6)):
+        del vocabulary[token]
+        vocabulary[f"[unused{index}]"] = index
+    plain["added_tokens"] = [entry for entry in plain["added_tokens"] if entry["content"] not in ("[DEC]", "[ENC]")]
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(plain))
+    model = load_directory(tmp_path / "m")
+    assert [model.token_id("[DEC]"), model.token_id("[ENC]")] == [len(small.tokenizer) - 2, len(small.tokenizer) - 1]
+
+
+def test_files_that_are_no_model_are_refused_in_one_line(tmp_path):
+    def refused(config, match):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(ValueError, match=match):
+            load_directory(tmp_path)
+
+    small = small_model("blip")
+    save_directory(small, tmp_path)
+    refused("{", "is no JSON")
+    refused('{"model_type": "clip"}', "a model of vlprune or a BLIP of transformers, got model_type 'clip'")
+    with pytest.raises(OSError, match="there is no directory 'nobody/nothing', and the hub does not give it"):
+        load_model("nobody/nothing")
+
+
+def test_defaults_of_transformers_are_kept(tmp_path):
+    """A hub config names only what differs from the defaults, among them the vision's epsilon 1e-5."""
+    text = BlipTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=2048)
+    vision = BlipVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32)
+    hf = BlipForImageTextRetrieval(BlipConfig(vision_config=vision.to_dict(), text_config=text.to_dict()))
+    hf.save_pretrained(tmp_path)
+    small_model("blip").tokenizer.save_pretrained(tmp_path)
+    model = load_directory(tmp_path)
+    assert model.vision_model.config.layer_norm_eps == 1e-5
+    assert model.text_encoder.config.projection_dim == hf.config.text_config.projection_dim

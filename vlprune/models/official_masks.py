@@ -1,0 +1,85 @@
+"""Masks in the files of the reference code of MULTIFLOW (FarinaMatteo/multiflow at 1835f1b), read and written."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vlprune.atomic import atomic
+from vlprune.config import unknown
+from vlprune.masks import Masks, check_fits
+from vlprune.models.base import ModelAdapter
+from vlprune.models.official import PREFIXES, official_to_ours, ours_to_official, unpickle
+
+WEIGHT, BIAS = ".weight_pruning_mask", ".bias_pruning_mask"
+# BLIP's momentum copies, which the reference masks too, with ones.
+MOMENTUM = {"visual_encoder": "visual_encoder_m", "text_encoder": "text_encoder_m"}
+MOMENTUM |= {"vision_proj": "vision_proj_m", "text_proj": "text_proj_m"}
+
+
+def import_masks(path: Path, model: ModelAdapter) -> Masks:
+    """The masks of a model that the reference code saved as `*_pruning_masks.pth`.
+
+    The file has a mask, bool or 0 and 1, for the weight and the bias of every linear module; those outside the graph
+    must be ones. A shared weight may be there once or under each name.
+
+    Raises:
+        ValueError: a damaged file, masks of another model, pruned biases or heads.
+    """
+    state = unpickle(path)
+    if not isinstance(state, Mapping) or not all(isinstance(mask, Tensor) for mask in state.values()):
+        raise ValueError(f"{path} is no dict of masks")
+    family = _family(model)
+    names = {alias: layer.name for layer in model.graph for alias in (layer.name, *layer.aliases)}
+    masks: dict[str, Tensor] = {}
+    for full, values in state.items():
+        mask = values != 0
+        name, _, kind = full.rpartition(".")
+        if f".{kind}" not in (WEIGHT, BIAS):
+            raise ValueError(f"{path}: wanted names that end with {WEIGHT} or {BIAS}, got {full}")
+        layer = names.get(official_to_ours(family, name)) if f".{kind}" == WEIGHT else None
+        if layer is None:
+            if not mask.all():
+                raise ValueError(f"{path}: {full} prunes what is not prunable in {family}")
+        elif layer in masks and not torch.equal(masks[layer], mask):
+            raise ValueError(f"{path}: {full} differs from the mask of the same weight under another name")
+        else:
+            masks[layer] = mask
+    check_fits(model.graph, "mask", masks)
+    return Masks({layer.name: masks[layer.name] for layer in model.graph}, aliases=model.graph.aliases)
+
+
+def export_masks(masks: Masks, model: ModelAdapter, path: Path) -> None:
+    """Writes masks as the reference code does: bool, in official names, ones for what is never pruned.
+
+    Moved weights are not in such a file; they are in the model.
+
+    Raises:
+        ValueError: masks of another model.
+    """
+    check_fits(model.graph, "mask", masks)
+    family = _family(model)
+    state: OrderedDict[str, Tensor] = OrderedDict()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            official = ours_to_official(family, name)
+            kept = masks[name].cpu() if name in masks else torch.ones(module.weight.shape, dtype=torch.bool)
+            state[official + WEIGHT] = kept
+            if module.bias is not None:
+                state[official + BIAS] = torch.ones(module.bias.shape, dtype=torch.bool)
+    for full in list(state) if family == "blip" else []:
+        top, _, rest = full.partition(".")
+        if top in MOMENTUM:
+            state[f"{MOMENTUM[top]}.{rest}"] = torch.ones_like(state[full])
+    with atomic(path) as half:
+        torch.save(state, half)
+
+
+def _family(model: ModelAdapter) -> str:
+    if model.family not in PREFIXES:
+        raise ValueError(f"mask files of the reference: {unknown('family', model.family, PREFIXES)}")
+    return model.family
