@@ -4,80 +4,21 @@ import json
 
 import pytest
 import torch
+from golden_models import decoder_tokens, official, record, tokens_of
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from vlprune.inputs import Inputs
-from vlprune.models.checkpoints import load_official
 from vlprune.models.fusion import TextStates
 from vlprune.models.generation import beam_search
 from vlprune.models.official import official_to_ours
 from vlprune.models.text import Tokens
 
-VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 3,
-    "image_size": 32,
-}
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64}
-DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[SEP]": 2, "[CLS]": 3, "[MASK]": 4}
-CONFIGS = {
-    "blip": {
-        "family": "blip",
-        "vision": {**VISION, "patch_size": 8, "layer_norm_eps": 1e-6},
-        "text": {
-            **TEXT,
-            **DROPOUT,
-            "num_hidden_layers": 2,
-            "vocab_size": 62,
-            "encoder_hidden_size": 24,
-            "label_smoothing": 0.1,
-            "pad_token_id": 0,
-            "bos_token_id": 60,
-            "sep_token_id": 2,
-            "eos_token_id": 2,
-        },
-        "embed_dim": 16,
-    },
-    "xvlm": {
-        "family": "xvlm",
-        "vision": {**VISION, "patch_size": 8},
-        "text": {**TEXT, **DROPOUT, "num_hidden_layers": 8, "vocab_size": 60},
-        "fusion_layer": 6,
-        "embed_dim": 16,
-    },
-}
-
 
 @pytest.fixture(params=["blip", "xvlm"])
 def golden(request, shared, tmp_path):
     """(model with the reference's weights, its batches, its outputs)."""
-    family, path = request.param, tmp_path / "official.pth"
-    size = CONFIGS[family]["text"]["vocab_size"]
-    named = {**SPECIAL, **({"[DEC]": 60, "[ENC]": 61} if family == "blip" else {})}
-    vocabulary = {next((t for t, j in named.items() if j == i), f"w{i}"): i for i in range(size)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        unk_token="[UNK]",
-    )
-    stored = load_file(shared / "golden" / f"{family}_tiny_model_and_batches.safetensors")
-    torch.save({"model": {k.removeprefix("state."): v for k, v in stored.items() if k.startswith("state.")}}, path)
-    (path.parent / "config.json").write_text(json.dumps(CONFIGS[family]))
-    model = load_official(path, tokenizer=tokenizer)
-    batches = {k.removeprefix("batch."): v for k, v in stored.items() if k.startswith("batch.")}
-    return model, batches, load_file(shared / "golden" / f"forward_{family}.safetensors")
-
-
-def tokens_of(batches, key):
-    return Tokens(batches[f"{key}.1"], batches[f"{key}.2"].bool())
+    model, batches = official(request.param, shared, tmp_path)
+    return model, batches, load_file(shared / "golden" / f"forward_{request.param}.safetensors")
 
 
 def close(a, b, atol):
@@ -121,10 +62,7 @@ def test_language_model_of_blip(golden):
     model, batches, outputs = golden
     if model.family == "xvlm":
         pytest.skip("X-VLM has no language model loss in pretraining")
-    tokens = tokens_of(batches, "general.0")
-    ids = tokens.ids.clone()
-    ids[:, 0] = model.start_id
-    tokens = Tokens(ids, tokens.valid)
+    tokens = decoder_tokens(batches, "general.0", model)
     with torch.no_grad():
         logits = model.decode("caption", tokens, model.encode_images(batches["general.0.0"]), None)
         losses = model.sequence_losses(logits, tokens, given=1)
@@ -140,17 +78,7 @@ def test_calibration_inputs_of_blip(golden, shared):
     squares = Inputs(model, list(model.graph), outer=False)
     squares.active = True
     with squares.hooked(), torch.no_grad():
-        for number in range(3):
-            for kind in ("general", "region"):
-                key = f"{kind}.{number}"
-                tokens = tokens_of(batches, key)
-                with model.recording(image=None):
-                    images = model.encode_images(batches[f"{key}.0"])
-                model._recorded_fusion(TextStates(tokens, torch.empty(0)), images)
-                ids = tokens.ids.clone()
-                ids[:, 0] = model.start_id
-                with model.recording(decoder=tokens.valid):
-                    model.decode("caption", Tokens(ids, tokens.valid), images, None)
+        record(model, batches)
     squares.add()
     compared = 0
     for name, vector in expected.items():

@@ -167,9 +167,7 @@ class BLIP(FusionAdapter):
                 setattr(layer, name, copy.deepcopy(getattr(layer, name)))
             if task == "vqa" and self.image_width != self.text_width:
                 self.fresh_memory = True
-                for name in ("key", "value"):
-                    fresh = nn.Linear(self.text_width, self.text_width, device=self.device)
-                    setattr(layer.get_submodule("crossattention.self"), name, fresh)
+                self._refresh_memory(layer, decoder.config.initializer_range)
         self._tie_head()
 
     def resize_images(self, size: int) -> None:

@@ -124,6 +124,16 @@ class FusionAdapter(ModelAdapter):
             self.config = {**self.config, "vision": {**self.config["vision"], "image_size": size}}
         return size // patch
 
+    def _refresh_memory(self, layer: nn.Module, std: float) -> None:
+        """Gives a decoder layer, in place, fresh keys and values that read texts; biases stay, as in the reference."""
+        attention: Any = layer.get_submodule("crossattention.self")
+        for name in ("key", "value"):
+            old = attention.get_submodule(name)
+            fresh = nn.Linear(self.text_width, old.out_features, device=self.device)
+            nn.init.normal_(fresh.weight, std=std)
+            fresh.bias.data.copy_(old.bias.data)
+            setattr(attention, name, fresh)
+
     # ---- texts ----
 
     def token_id(self, token: str) -> int:

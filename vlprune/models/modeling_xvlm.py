@@ -38,10 +38,11 @@ class TextEncoder(nn.Module):
         fusion.is_decoder = fusion.add_cross_attention = True
         configs = [fusion if i >= fusion_layer else config for i in range(config.num_hidden_layers)]
         self.layer = nn.ModuleList([BertLayer(c, layer_idx=i) for i, c in enumerate(configs)])
-        if image_width != config.hidden_size:
-            # BERT's keys and values expect what they read to be as wide as the text.
-            for layer in self.layer[fusion_layer:]:
-                set_memory_width(layer, image_width)
+        # BERT's keys and values expect what they read to be as wide as the text.
+        for layer in self.layer[fusion_layer:] if image_width != config.hidden_size else ():
+            attention: Any = layer.get_submodule("crossattention.self")
+            attention.key = nn.Linear(image_width, config.hidden_size)
+            attention.value = nn.Linear(image_width, config.hidden_size)
         self.cls = BertOnlyMLMHead(config)
         self.tie()
 
@@ -50,13 +51,6 @@ class TextEncoder(nn.Module):
         predictions = self.cls.predictions
         predictions.decoder.weight = self.embeddings.word_embeddings.weight
         predictions.bias = predictions.decoder.bias
-
-
-def set_memory_width(layer: nn.Module, width: int) -> None:
-    """Gives a layer, in place, fresh keys and values of cross-attention that read tokens of a width."""
-    attention: Any = layer.get_submodule("crossattention.self")
-    for name in ("key", "value"):
-        setattr(attention, name, nn.Linear(width, attention.query.out_features))
 
 
 class XVLMModules(nn.Module):

@@ -159,6 +159,7 @@ def xvlm_config(state: Mapping[str, Tensor], heads: tuple[int, int] | None = Non
     config["vision"] = _vision(state, positions, state[f"{vision}.patch_embedding.weight"], heads)
     config["text"] = _text(state, "text_encoder", "text_encoder.embeddings.word_embeddings.weight", heads)
     fusion = [int(name.split(".")[2]) for name in state if ".crossattention.self.query.weight" in name]
+    config["local_attn_depth"] = min(4, config["vision"]["num_hidden_layers"])
     config["fusion_layer"], config["embed_dim"] = min(fusion), len(state["vision_proj.weight"])
     return config
 

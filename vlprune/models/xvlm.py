@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from vlprune.models.attention import attention_bias, causal_bias, positions
 from vlprune.models.base import Config
 from vlprune.models.fusion import FusionAdapter, TextStates
 from vlprune.models.images import CLIP_MEAN, CLIP_STD, ImageInput, resize_positions, square
-from vlprune.models.modeling_xvlm import CLIP, XVLMModules, set_memory_width
+from vlprune.models.modeling_xvlm import CLIP, XVLMModules
 from vlprune.models.text import Tokens, pad
 
 MASK_PROBABILITY = 0.25
@@ -49,14 +50,50 @@ class XVLM(XVLMModules, FusionAdapter):
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
         image_fit: str = "squash",
+        itc_weight: float = 0.0,
     ) -> None:
         image = ImageInput(square(vision["image_size"]), tuple(image_mean), tuple(image_std), image_fit)
         super().__init__(tokenizer, image, label_smoothing, prompt)
         self.add_modules(vision, text, fusion_layer, embed_dim)
+        self.initializer_range = text.get("initializer_range", 0.02)
         self.image_width, self.text_width = self.vision_proj.in_features, self.text_proj.in_features
         if vision.get("model_type", CLIP) != CLIP and local_attn_depth:
             raise ValueError(f"local attention is for CLIP's layers alone, {vision['model_type']} must have depth 0")
         self.local_attn_depth = local_attn_depth
+        self.itc_weight = itc_weight
+
+    @classmethod
+    def from_encoders(
+        cls,
+        vision_dir: str | Path,
+        text_dir: str | Path,
+        *,
+        fusion_layers: int,
+        fusion: Literal["split", "top"] = "split",
+        image_size: int | None = None,
+        **settings: Any,
+    ) -> XVLM:
+        """An X-VLM from a vision encoder and a BERT, in float32 and eval mode; what neither has is fresh.
+
+        Dropout is as in the BERT's settings.
+
+        Args:
+            vision_dir: directory or hub id of a ViT, CLIP (whole or its vision encoder) or DINOv2.
+            text_dir: directory or hub id of a BertModel or BertForMaskedLM with its tokenizer.
+            fusion_layers: how many text layers look at the image.
+            fusion: "split" makes the upper text layers the fusion layers, as in X-VLM; "top" puts copies of the upper
+                text layers on top of them all.
+            image_size: side of the images, a multiple of the patches'; None: as the encoder was trained.
+            settings: of `XVLM` (embed_dim, prompt, ...) instead of the defaults; image_mean, image_std and image_fit
+                come from preprocessor_config.json, or are as usual in the family.
+
+        Raises:
+            ValueError: an encoder without class token, a text encoder that is no BERT, too many or no fusion layers.
+        """
+        from vlprune.models.encoders import from_encoders
+
+        kinds = {"fusion_layers": fusion_layers, "fusion": fusion, "image_size": image_size}
+        return from_encoders(vision_dir, text_dir, **kinds, **settings)
 
     # ---- primitives ----
 
@@ -116,9 +153,9 @@ class XVLM(XVLMModules, FusionAdapter):
             embeddings.patch_embeddings.num_patches = n_patches
         vision.config.image_size = size
 
-    def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:  # noqa: ARG002
-        """ITM logit of n pairs, (n,)."""
-        return self.itm_head(self.fuse(texts, image_tokens)[:, 0])[:, 1]
+    def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:
+        """ITM logit of n pairs plus `itc_weight` (of X-VLM: 0) times their ITC similarity, (n,)."""
+        return self.itm_head(self.fuse(texts, image_tokens)[:, 0])[:, 1] + self.itc_weight * similarity
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """[CLS] pieces, without [SEP]."""
@@ -166,8 +203,7 @@ class XVLM(XVLMModules, FusionAdapter):
             if self.image_width != self.text_width:
                 self.fresh_memory = True
                 for layer in self.answer_decoder:
-                    set_memory_width(layer, self.text_width)
-                self.answer_decoder.to(self.device)
+                    self._refresh_memory(layer, self.initializer_range)
 
     # ---- pretraining ----
 

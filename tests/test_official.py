@@ -1,0 +1,251 @@
+"""Official checkpoints and mask files, on the reference's tiny models and on files made here."""
+
+import json
+from collections import OrderedDict
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SMALL, small_model
+from golden_models import decoder_tokens, official, record, tokens_of
+from safetensors.torch import load_file
+from torch import nn
+
+from vlprune.inputs import Inputs
+from vlprune.masking import compute_masks
+from vlprune.masks import Masks
+from vlprune.models import load_model
+from vlprune.models.checkpoints import build, load_official, save_directory
+from vlprune.models.fusion import TextStates
+from vlprune.models.official import official_to_ours, ours_to_official
+from vlprune.models.official_masks import export_masks, import_masks
+from vlprune.models.text import Tokens
+
+
+@pytest.fixture
+def blip(shared, tmp_path):
+    """The reference's tiny BLIP and its batches."""
+    return official("blip", shared, tmp_path)
+
+
+def test_gradients_of_blips_losses(blip, shared):
+    """Of general batch 0, with the reference's negatives; its ITC within the batch, as ours is."""
+    model, batches = blip
+    stored = load_file(shared / "golden" / "gradients_blip.safetensors")
+    n, tokens = torch.arange(4), tokens_of(batches, "general.0")
+    images = model.encode_images(batches["general.0.0"])
+    states = TextStates(tokens, model.encode_tokens(tokens))
+    features = model.image_features(images), model.text_features(states.hidden)
+    target = decoder_tokens(batches, "general.0", model)
+    logits = model.decode("caption", target, images, None)
+    losses = {
+        "itc_inbatch": model.itc_loss(*features, torch.eye(4, dtype=torch.bool)),
+        "itm": model.itm_loss(states, images, model.fuse(states, images), ((n + 1) % 4, (n + 2) % 4)),
+        "lm": model.sequence_losses(logits, target, 1).sum() / target.valid[:, 1:].sum(),
+    }
+    compared = 0
+    for loss, value in losses.items():
+        model.zero_grad()
+        value.backward(retain_graph=True)
+        for name, gradient in stored.items():
+            if name.startswith(f"{loss}."):
+                layer = model.layer_of(official_to_ours("blip", name.removeprefix(f"{loss}.")))
+                found = model.weight(layer).grad
+                found = torch.zeros_like(gradient) if found is None else found
+                tolerance = max(5e-6, 1e-5 * float(gradient.abs().max()))
+                torch.testing.assert_close(found, gradient, atol=tolerance, rtol=0)
+                compared += 1
+    assert compared >= 2 * len(model.graph)
+
+
+@pytest.mark.parametrize("percent", [63, 75, 90])
+def test_masks_of_multiflow_from_the_checkpoint(blip, shared, percent):
+    """Those of the reference but for the entries that exact counts imply."""
+    model, batches = blip
+    stored = load_file(shared / "golden" / "multiflow_blip.safetensors")
+    inputs = Inputs(model, list(model.graph), outer=False)
+    inputs.active = True
+    with inputs.hooked(), torch.no_grad():
+        record(model, batches)
+    inputs.add()
+    stats = {layer.name: inputs.means(layer.name) for layer in model.graph}
+    masks = compute_masks(model, "multiflow", percent / 100, stats=stats)
+    differing = 0
+    for layer in model.graph:
+        wanted = stored[f"mask{percent}.{ours_to_official('blip', layer.name)}.weight"].bool()
+        differing += int((masks[layer.name] != wanted).sum())
+        surplus = int(masks[layer.name].sum()) - int(wanted.sum())
+        assert int((masks[layer.name] != wanted).sum()) == abs(surplus) <= 2, layer.name
+    assert differing <= len(model.graph) / 4
+
+
+def test_answers_of_a_blip_with_unequal_widths(blip, shared):
+    """The reference's VQA, with the fresh keys and values that it drew."""
+    model, batches = blip
+    stored = load_file(shared / "golden" / "downstream_blip.safetensors")
+    model.add_task_head("vqa")
+    for name, value in stored.items():
+        if name.startswith("vqa_fresh."):
+            with torch.no_grad():
+                model.get_parameter(name.removeprefix("vqa_fresh.")).copy_(value)
+    questions = Tokens(stored["vqa_question_ids"], stored["vqa_question_atts"].bool())
+    pixels = torch.cat([batches[f"general.{i}.0"] for i in range(3)])[: len(questions.ids)]
+    with torch.no_grad():
+        memory = model.fuse(TextStates(questions, torch.empty(0)), model.encode_images(pixels))
+        valid = questions.valid
+        torch.testing.assert_close(memory[valid], stored["vqa_question_states"][valid], atol=1e-5, rtol=0)
+        start = Tokens(torch.full((len(memory), 1), model.start_id), torch.ones(len(memory), 1, dtype=torch.bool))
+        first = model.decode("answer", start, memory, valid)[:, 0]
+        torch.testing.assert_close(first, stored["vqa_first_token_logits"], atol=1e-5, rtol=0)
+        answers = Tokens(stored["vqa_answer_ids"], stored["vqa_answer_atts"].bool())
+        n, k = len(memory), len(answers.ids)
+        rows = torch.arange(n).repeat_interleave(k)
+        tiled = Tokens(answers.ids.repeat(n, 1), answers.valid.repeat(n, 1))
+        losses = model.sequence_losses(model.decode("answer", tiled, memory[rows], valid[rows]), tiled, 1)
+        torch.testing.assert_close(losses.view(n, k), stored["vqa_sequence_loss"], atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["blip", "xvlm"])
+def test_mask_files_have_the_references_names_and_shapes(family, shared, tmp_path):
+    model, _ = official(family, shared, tmp_path)
+    masks = compute_masks(model, "omp", 0.75)
+    export_masks(masks, model, tmp_path / "masks.pth")
+    written = torch.load(tmp_path / "masks.pth", weights_only=True)
+    stored = load_file(shared / "golden" / f"{family}_tiny_model_and_batches.safetensors")
+    weights = {k.removeprefix("state."): v.shape for k, v in stored.items() if k.endswith(".weight") and v.ndim == 2}
+    for name, mask in written.items():
+        if name.endswith(".weight_pruning_mask"):
+            assert mask.shape == weights[name.removesuffix("_pruning_mask")], name
+    again = import_masks(tmp_path / "masks.pth", model)
+    assert all(torch.equal(again[name], masks[name]) for name in masks)
+
+
+def test_masks_of_the_reference_are_read(blip, shared, tmp_path):
+    """Bool, float and under tied names; heads and biases are ones."""
+    model, _ = blip
+    stored = load_file(shared / "golden" / "multiflow_blip.safetensors")
+    state = OrderedDict()
+    for name, mask in stored.items():
+        if name.startswith("mask75."):
+            module = name.removeprefix("mask75.").removesuffix(".weight")
+            state[f"{module}.weight_pruning_mask"] = mask.bool()
+            state[f"{module}.bias_pruning_mask"] = torch.ones(len(mask))
+            if module.startswith("text_encoder") and ".attention." not in module:
+                state["text_decoder.bert." + module.removeprefix("text_encoder.") + ".weight_pruning_mask"] = (
+                    mask.float()
+                )
+    state["itm_head.weight_pruning_mask"] = torch.ones(2, 32)
+    torch.save(state, tmp_path / "masks.pth")
+    masks = import_masks(tmp_path / "masks.pth", model)
+    for name, mask in masks.items():
+        assert torch.equal(mask, stored[f"mask75.{ours_to_official('blip', name)}.weight"].bool())
+    masks.apply(model)
+    state["itm_head.weight_pruning_mask"][0, 0] = 0
+    torch.save(state, tmp_path / "masks.pth")
+    with pytest.raises(ValueError, match=r"itm_head.weight_pruning_mask prunes what is not prunable in blip"):
+        import_masks(tmp_path / "masks.pth", model)
+
+
+def checkpoint(family, path, **changes):
+    """A small model's state as an official file, with momentum copies, a queue and positions."""
+    model = small_model(family)
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name != "text_decoder.cls.predictions.bias" and name != "text_encoder.cls.predictions.bias":
+            names[ours_to_official(family, name)] = parameter.detach().clone()
+    if family == "blip":
+        names["visual_encoder_m.cls_token"] = torch.randn(1, 1, 32)
+        names["image_queue"] = torch.randn(16, 8)
+        names["queue_ptr"] = torch.zeros(1, dtype=torch.long)
+        names["text_encoder.embeddings.position_ids"] = torch.arange(48)[None]
+    names.update(changes)
+    torch.save({"model": names, "epoch": 3, "config": {"lr": 1e-4}}, path)
+    model.tokenizer.save_pretrained(path.parent)
+    return model
+
+
+@pytest.mark.parametrize("family", ["blip", "xvlm"])
+def test_a_checkpoint_file_is_a_model_by_its_name(family, tmp_path, batch):
+    path = tmp_path / "pretrained.pth"
+    model = checkpoint(family, path)
+    (tmp_path / "config.json").write_text(json.dumps(model.config))
+    again = load_model(str(path))
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(again.get_parameter(name), parameter, atol=0, rtol=0)
+    (tmp_path / "config.json").unlink()
+    heads = load_official(path, heads=(2, 2))  # sizes from the shapes alone
+    pairs = replace(batch, regions=())  # how many layers look at regions by themselves no shape tells
+    losses = [m.pretraining_losses(pairs, torch.Generator().manual_seed(0)) for m in (model, heads)]
+    for name in model.scored_losses:
+        torch.testing.assert_close(losses[0][name], losses[1][name], atol=2e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"width 32 is no multiple of 64: put a config.json beside the checkpoint"):
+        load_model(str(path))
+
+
+def test_bad_checkpoint_files_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "bad.pth"
+
+    def refused(match):
+        with pytest.raises(ValueError, match=match) as error:
+            load_model(str(path))
+        assert "\n" not in str(error.value)
+
+    checkpoint("blip", path, **{"text_decoder.bert.embeddings.LayerNorm.weight": torch.zeros(32)})
+    (tmp_path / "config.json").write_text(json.dumps(small_model("blip").config))
+    refused(r"text_encoder.embeddings.LayerNorm.weight.* are one tensor of the model, but differ")
+    checkpoint("blip", path, **{"itm_head.bias": torch.full((2,), torch.nan)})
+    refused("itm_head.bias holds NaN")
+    checkpoint("blip", path, **{"visual_encoder.head.weight": torch.zeros(2)})
+    refused("0 names are missing and 1 unknown, e.g. visual_encoder.head.weight")
+    torch.save({"model": {"layer.weight": torch.zeros(2)}}, path)
+    refused(r"neither BLIP \(visual_encoder.…\) nor X-VLM \(vision_encoder.…\); its names begin with: layer")
+    torch.save({"model": {"vision_encoder.layers.0.blocks.0.norm1.weight": torch.zeros(2)}}, path)
+    refused("Swin")
+    torch.save({"model": OrderedDict, "x": Masks}, path)
+    refused("holds more than tensors")
+    path.write_bytes(path.read_bytes()[:50])
+    refused("is damaged")
+
+
+@pytest.mark.parametrize(("family", "edges", "layers"), [("blip", 226_492_416, 216), ("xvlm", 184_025_088, 168)])
+def test_prunable_weights_at_full_size(family, edges, layers):
+    width = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+    config = {"family": family, "vision": {**width, "image_size": 224, "patch_size": 16}, "text": dict(width)}
+    config |= {"fusion_layer": 6} if family == "xvlm" else {}
+    config["text"] |= {"vocab_size": 30524, "encoder_hidden_size": 768} if family == "blip" else {"vocab_size": 30522}
+    with torch.device("meta"):
+        graph = build(config, small_model("blip").tokenizer).graph
+    assert (graph.n_edges, len(graph)) == (edges, layers)
+
+
+@pytest.mark.parametrize("family", ["blip", "xvlm"])
+def test_every_official_name_has_one_of_ours(family, shared):
+    names = json.loads((shared / "golden" / f"key_map_{family}.json").read_text())["parameters_and_buffers"]
+    for entry in names:
+        if entry["kind"] == "parameter" and "_m." not in entry["name"]:
+            ours = official_to_ours(family, entry["name"])
+            assert ours_to_official(family, ours) == entry["name"]
+            if family == "blip" and entry["transformers"]:
+                assert ours == entry["transformers"]
+
+
+def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path):
+    from transformers import BlipForConditionalGeneration, BlipForQuestionAnswering
+
+    model = small_model("blip")
+    masks = compute_masks(model, "omp", 0.75)
+    masks.aliases = model.graph.aliases
+    save_directory(model, tmp_path)
+    for cls in (BlipForConditionalGeneration, BlipForQuestionAnswering):
+        plain = cls.from_pretrained(tmp_path)
+        masks.apply(plain)
+        for name, parameter in plain.named_parameters():
+            layer = model.layer_of(name)
+            if name.endswith(".weight") and layer in masks:
+                assert torch.equal(parameter != 0, masks[layer] & (model.weight(layer) != 0)), name
+    with pytest.raises(ValueError, match="has none of the masks' layers"):
+        masks.apply(nn.Linear(2, 2))
+    other = Masks({"vision_model.nowhere": torch.ones(2, 2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"has no weight vision_model.nowhere.weight"):
+        other.apply(model)
+    assert set(SMALL) == {"blip", "xvlm"}
