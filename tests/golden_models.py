@@ -44,6 +44,7 @@ CONFIGS = {
         "vision": {**VISION, "patch_size": 8},
         "text": {**TEXT, **DROPOUT, "num_hidden_layers": 8, "vocab_size": 60},
         "fusion_layer": 6,
+        "local_attn_depth": 1,
         "embed_dim": 16,
     },
 }

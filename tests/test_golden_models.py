@@ -8,6 +8,7 @@ from golden_models import decoder_tokens, official, record, tokens_of
 from safetensors.torch import load_file
 
 from vlprune.inputs import Inputs
+from vlprune.models.attention import attention_bias
 from vlprune.models.fusion import TextStates
 from vlprune.models.generation import beam_search
 from vlprune.models.official import official_to_ours
@@ -67,6 +68,36 @@ def test_language_model_of_blip(golden):
         logits = model.decode("caption", tokens, model.encode_images(batches["general.0.0"]), None)
         losses = model.sequence_losses(logits, tokens, given=1)
     close(losses, outputs["general.0.lm_loss_per_sequence_sum"], 3e-5)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_regions_of_xvlm(golden, number):
+    """Region tokens by local attention, their fusion, masked words and the box from the whole image."""
+    model, batches, outputs = golden
+    if model.family == "blip":
+        pytest.skip("BLIP has no regions")
+    key = f"region.{number}"
+    index, valid, texts = batches[f"{key}.1"], batches[f"{key}.7"].bool(), Tokens(*region_texts(batches, key, 2))
+    lower, upper = model._split_layers()
+    with torch.no_grad():
+        whole, hidden = model._recorded_images(batches[f"{key}.0"])
+        close(whole, outputs[f"{key}.image_tokens_plain"], 1e-5)
+        regions = model.vision_layers(upper, hidden[index], attention_bias(valid))
+        regions = model.vision_model.post_layernorm(regions)
+        close(regions, outputs[f"{key}.image_tokens"], 1e-5)
+        fused = model.fuse(TextStates(texts, model.encode_tokens(texts)), regions, valid)
+        close(fused[texts.valid], outputs[f"{key}.fusion_tokens_aligned"][texts.valid], 1e-5)
+        masked = Tokens(*region_texts(batches, key, 4))
+        states = TextStates(masked, model.encode_tokens(masked))
+        logits = model.text_encoder.cls(model.fuse(states, regions, valid))
+        close(logits[texts.valid], outputs[f"{key}.mlm_logits_all_positions"][texts.valid], 1e-5)
+        grounded = model.fuse(TextStates(texts, model.encode_tokens(texts)), whole[index])
+        close(model.bbox_head(grounded[:, 0]).sigmoid(), outputs[f"{key}.bbox_pred"], 1e-5)
+    assert len(lower) == 2
+
+
+def region_texts(batches, key, ids):
+    return batches[f"{key}.{ids}"], batches[f"{key}.3"].bool()
 
 
 def test_calibration_inputs_of_blip(golden, shared):
