@@ -46,8 +46,8 @@ class ImageInput:
     def _square(self, image: Image.Image) -> Image.Image:
         rgb, size = image.convert("RGB"), (self.size, self.size)
         if self.fit == "crop":
-            scale = self.size / min(rgb.size)
-            width, height = (max(self.size, round(side * scale)) for side in rgb.size)
+            short = min(rgb.size)
+            width, height = (self.size if side == short else int(self.size * side / short) for side in rgb.size)
             left, top = (width - self.size) // 2, (height - self.size) // 2
             whole = rgb.resize((width, height), Image.Resampling.BICUBIC)
             rgb = whole.crop((left, top, left + self.size, top + self.size))

@@ -149,7 +149,7 @@ class XVLM(XVLMModules, FusionAdapter):
         else:
             table = resize_positions(embeddings.position_embeddings.detach()[0], side)
             embeddings.position_embeddings = nn.Parameter(table[None])
-            embeddings.patch_embeddings.image_size = (size, size)
+            embeddings.patch_embeddings.image_size = embeddings.image_size = (size, size)
             embeddings.patch_embeddings.num_patches = n_patches
         vision.config.image_size = size
 
