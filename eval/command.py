@@ -10,10 +10,15 @@ from pathlib import Path
 
 from eval.base import Task
 from eval.files import read_references, read_rows
+from eval.submission import write_submission
+
+SUBMISSIONS = {"vqa": ("question_id", "answer"), "captioning": ("image_id", "caption")}  # id and text of a prediction
 
 
 def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | None = None) -> None:
-    """Prints the metrics of a file of predictions; ends the process with one line on a faulty file.
+    """Prints the metrics of a file of predictions, or writes it as EvalAI takes it.
+
+    Ends the process with one line on a faulty file.
 
     Args:
         task: what scores.
@@ -22,12 +27,30 @@ def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | Non
     """
     parser = argparse.ArgumentParser(prog=f"python -m eval.{task.name}", description="Scores stored predictions.")
     parser.add_argument("predictions", type=Path, help="JSON lines or a JSON list")
-    parser.add_argument("references", type=Path, help="Karpathy, COCO or VQA v2 annotations, or examples as JSON lines")
+    parser.add_argument("references", type=Path, nargs="?", help="annotations of any layout, or examples as JSON lines")
     parser.add_argument("--split", help="split of a Karpathy file")
     parser.add_argument("--json", action="store_true", help="print JSON, unrounded")
     if extra:
         parser.add_argument("--extra", nargs="+", choices=extra, default=[], help="further metrics, computed by Java")
+    if submission := SUBMISSIONS.get(task.name):
+        parser.add_argument(
+            "--evalai",
+            type=Path,
+            metavar="FILE",
+            help="write FILE instead, checked against references (questions) if any",
+        )
     asked = parser.parse_args(arguments)
+    if submission and asked.evalai:
+        try:
+            key, said = submission
+            rows = read_rows(asked.predictions)
+            written = write_submission(asked.evalai, rows, key=key, said=said, wanted=asked.references)
+        except (OSError, ValueError) as error:
+            sys.exit(f"{parser.prog}: {error}")
+        print(f"{asked.evalai}: {written} predictions")
+        return
+    if asked.references is None:
+        parser.error("references are needed to score")
     try:
         predictions, examples = read_rows(asked.predictions), read_references(asked.references, asked.split)
         options = {"extra": asked.extra} if extra else {}

@@ -1,7 +1,7 @@
 """Visual question answering by ranking a list of answers.
 
-`python -m eval.vqa predictions references` scores stored predictions; a file of predictions is also what EvalAI takes,
-once it is one JSON list.
+`python -m eval.vqa predictions references` scores stored predictions; `python -m eval.vqa predictions [questions]
+--evalai FILE` writes them as EvalAI takes them for test-dev.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def _target(answer: str) -> str:
 def loss(model: VisionLanguageModel, examples: Sequence[Example], _generator: Generator) -> Float[Tensor, ""]:
     """Language-model loss of each example's distinct answers, weighted by the share of people who gave them.
 
+    An example with a `weight`, as questions of Visual Genome have, counts by that much.
+
     Answers are normalised, so that those learned are those of `answer_list`; the reference trains on them as written.
     """
     counts = [Counter(map(_target, example["answers"])) for example in examples]
@@ -112,7 +114,10 @@ def loss(model: VisionLanguageModel, examples: Sequence[Example], _generator: Ge
         [example["image"] for example in examples],
         [example["question"] for example in examples],
         [list(count) for count in counts],
-        [[n / count.total() for n in count.values()] for count in counts],
+        [
+            [example.get("weight", 1.0) * n / count.total() for n in count.values()]
+            for example, count in zip(examples, counts, strict=True)
+        ],
     )
 
 

@@ -1,9 +1,8 @@
 import json
 
-import numpy as np
 import pytest
 
-from vlprune.data import calibration_batches, data_digest, data_root, load_pairs, load_questions, scenes
+from vlprune.data import calibration_batches, data_digest, load_pairs, load_questions, scenes
 
 
 class Regions:
@@ -12,68 +11,6 @@ class Regions:
 
 class Plain:
     uses_regions = False
-
-
-def test_scenes_are_the_same_every_time_and_no_two_splits_share_one():
-    first = scenes.scene(7)
-    assert first == scenes.scene(7)
-    np.testing.assert_array_equal(scenes.pixels(first), scenes.pixels(scenes.scene(7)))
-    signatures = {split: {s.signature for s in scenes.split_scenes(split)} for split in scenes.SPLITS}
-    for split, count in scenes.SPLITS.items():
-        assert len(signatures[split]) == count
-    assert not signatures["train"] & (signatures["val"] | signatures["test"])
-    assert not signatures["val"] & signatures["test"]
-    held_out = signatures["val"] | signatures["test"]
-    assert not any(s.signature in held_out for i in range(3000) if (s := scenes.train_scene(i)))
-
-
-def test_scene_captions_and_questions_agree_with_the_scene():
-    for seed in range(200):
-        s = scenes.scene(seed)
-        captions, questions = scenes.captions(s), scenes.questions(s)
-        assert len(captions) == 5
-        assert all(t.phrase in captions[0] for t in s.things)
-        assert len({q for q, _, _ in questions}) == len(questions) == scenes.QUESTIONS_PER_IMAGE
-        for question, answer, kind in questions:
-            if kind == "background":
-                assert answer == s.background
-            if question == "how many shapes are there?":
-                assert answer == str(len(s.things))
-            if kind == "side":
-                thing = next(t for t in s.things if f" {t.color} {t.shape} " in question)
-                assert answer in thing.place.split()
-
-
-def test_scene_boxes_hold_what_is_drawn():
-    s = scenes.Scene("black", (scenes.Thing("square", "red", "large", 1, 2, (41.0, 25.0)),), 3)
-    red = scenes.pixels(s)[..., 0].astype(int) - scenes.pixels(s)[..., 1] > 100
-    rows, columns = np.where(red)
-    x, y, w, h = s.things[0].box
-    assert x <= columns.min() <= columns.max() < x + w
-    assert y <= rows.min() <= rows.max() < y + h
-
-
-@pytest.mark.parametrize("kind", ["pairs", "questions"])
-def test_scenes_come_with_the_common_columns(kind, scenes_cache):
-    if kind == "pairs":
-        data = load_pairs("scenes", "test")
-        assert set(data.column_names) == {"image", "image_id", "captions", "regions"}
-        assert len(data) == 300
-        assert data[0]["image"].size == (64, 64)
-        assert len(data[0]["captions"]) == 5
-    else:
-        data = load_questions("scenes", "test", limit=12)
-        assert set(data.column_names) == {"image", "image_id", "question", "question_id", "answers"}
-        assert len(data) == 12
-        assert len(data[0]["answers"]) == 10
-
-
-def test_generation_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr(scenes, "pixels", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        load_pairs("scenes", "test")
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
 
 
 def test_real_layouts_are_read(dataset):
@@ -179,9 +116,9 @@ def test_malformed_questions_are_named(dataset, file, change, message):
 
 
 def test_unreadable_files_are_named(dataset):
-    with pytest.raises(ValueError, match=r"no images of split 'dev'; it has: test, train, val"):
+    with pytest.raises(ValueError, match=r"dataset_small.json has no split 'dev'; it has: test, train, val"):
         load_pairs(str(dataset), "dev")
-    with pytest.raises(FileNotFoundError, match=r"wanted one \*dev\*questions.json .* there are: test_questions.json"):
+    with pytest.raises(ValueError, match=r"\*questions.json of split 'dev'; it has: test, train, val \(test_"):
         load_questions(str(dataset), "dev")
     with pytest.raises(ValueError, match=r"unknown data set 'coco'.*scenes"):
         load_pairs("coco", "train")
@@ -291,8 +228,8 @@ def test_split_is_a_whole_word_of_the_file_name(dataset):
     assert len(load_questions(str(dataset), "train")) == 12
     (dataset / "test_questions.json").rename(dataset / "OpenEnded_test2015_questions.json")
     assert len(load_questions(str(dataset), "test")) == 6
-    (dataset / "OpenEnded_test-dev2015_questions.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"of split 'test' .*: OpenEnded_test-dev2015_q\S+, OpenEnded_test2015_q"):
+    (dataset / "OpenEnded_mscoco_test2015_questions.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"of split 'test' .*: OpenEnded_mscoco_test2015_q\S+, OpenEnded_test2015_q"):
         load_questions(str(dataset), "test")
 
 
@@ -340,15 +277,6 @@ def test_digest_follows_annotations_and_images(dataset):
     assert changed()
     _edit(dataset / "dataset_small.json", lambda d: d["images"].pop())
     assert changed()
-
-
-def test_leftovers_of_a_killed_generation_go(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr(scenes, "write", lambda root: (root / "made").touch())
-    root = tmp_path / f"scenes-{scenes.VERSION}"
-    (tmp_path / f"{root.name}.part-abc" / "images").mkdir(parents=True)
-    assert data_root("scenes") == root
-    assert [p for p in tmp_path.iterdir() if p.is_dir()] == [root]
 
 
 def test_unknown_name_suggests_the_nearest():

@@ -10,7 +10,7 @@ from oracle import SETTINGS, Oracle, make_examples
 
 from eval import TASKS, command, get_task
 from eval.base import align
-from eval.files import read_references, read_rows
+from eval.files import image_ids, read_references, read_rows
 
 tasks = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 
@@ -182,6 +182,146 @@ def test_reference_layouts(tmp_path):
     rows = [{"image_id": 1, "captions": ["a"]}, {"image_id": 2, "captions": ["b"]}]
     assert read_references(written("\n".join(map(json.dumps, rows))), None) == rows
     assert read_references(written(json.dumps(rows[0])), None) == rows[:1]
+
+
+def test_karpathys_restval_is_train(tmp_path):
+    images = [{"imgid": i, "split": s, "sentences": [{"raw": "x"}]} for i, s in enumerate(("restval", "val", "train"))]
+    (tmp_path / "k.json").write_text(json.dumps({"images": images}))
+    assert [row["image_id"] for row in read_references(tmp_path / "k.json", "train")] == [0, 2]
+    with pytest.raises(ValueError, match="no split 'restval'; there are: train, val"):
+        read_references(tmp_path / "k.json", "restval")
+
+
+def test_lists_of_albef_are_references(tmp_path):
+    path = tmp_path / "list.json"
+
+    def read(rows):
+        path.write_text(json.dumps(rows))
+        return read_references(path, None)
+
+    names = [f"val2014/COCO_val2014_{number:012d}.jpg" for number in (7, 40)]
+    assert read([{"image": name, "caption": ["a", "b"]} for name in names]) == [
+        {"image_id": 7, "captions": ["a", "b"]},
+        {"image_id": 40, "captions": ["a", "b"]},
+    ]
+    single = [{"image": name, "caption": c, "image_id": "coco_7"} for name, c in zip([*names, names[0]], "abc")]
+    assert read(single) == [{"image_id": 7, "captions": ["a", "c"]}, {"image_id": 40, "captions": ["b"]}]
+    asked = {"question": "Who?", "image": names[0], "dataset": "vqa"}
+    assert read([asked | {"question_id": 3, "answer": ["a", "b"]}, asked | {"question_id": 4, "answer": "c"}]) == [
+        {"question_id": 3, "answers": ["a", "b"]},
+        {"question_id": 4, "answers": ["c"]},
+    ]
+    with pytest.raises(ValueError, match="an entry has no 'caption'"):
+        read([*single, {"image": names[0]}])
+    with pytest.raises(ValueError, match="image must be a path, got 3"):
+        read([{"image": 3, "caption": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "ids"),
+    [
+        (["a/000012.jpg", "b/x_7.png"], {}, [12, 7]),
+        (["a/1.jpg", "a/1.jpg", "a/2.jpg"], {}, [1, 1, 2]),
+        (["a/1.jpg", "b/1.jpg"], {}, ["a/1.jpg", "b/1.jpg"]),  # two images of one number
+        (["1000268201_693b08cb0e3.jpg"], {}, ["1000268201_693b08cb0e3.jpg"]),  # the end of a word is no number
+        (["a/1.jpg", "a/b.jpg"], {}, ["a/1.jpg", "a/b.jpg"]),
+        (["a/1.jpg", "a/2.jpg"], {"img_id": [10, 20]}, [10, 20]),
+        (["a/1.jpg", "a/2.jpg"], {"image_id": [10, 10]}, [1, 2]),
+        (["a/1.jpg", "a/2.jpg"], {"image_id": ["10", "20"]}, [1, 2]),
+        (["a/1.jpg", "a/2.jpg", "a/1.jpg"], {"image_id": [10, 20, 20]}, [1, 2, 1]),
+    ],
+)
+def test_images_of_lists_are_known_by_number_or_path(names, more, ids):
+    rows = [{"image": name} | {key: values[i] for key, values in more.items()} for i, name in enumerate(names)]
+    assert image_ids(rows) == ids
+
+
+def submit(tmp_path, predictions, wanted=None, task="vqa"):
+    """Runs the command line and returns what it wrote."""
+    write_lines(tmp_path / "predictions.jsonl", predictions)
+    arguments = [str(tmp_path / "predictions.jsonl"), "--evalai", str(tmp_path / "out.json")]
+    if wanted is not None:
+        (tmp_path / "wanted.json").write_text(json.dumps(wanted))
+        arguments.insert(1, str(tmp_path / "wanted.json"))
+    command.run(TASKS[task], arguments=arguments)
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+def test_answers_are_written_as_evalai_takes_them(tmp_path, capsys):
+    predictions = [{"question_id": "12", "answer": "yes", "score": 3}, {"question_id": 5, "answer": "ein Käse"}]
+    expected = [{"question_id": 12, "answer": "yes"}, {"question_id": 5, "answer": "ein Käse"}]
+    assert submit(tmp_path, predictions) == expected
+    assert capsys.readouterr().out == f"{tmp_path}/out.json: 2 predictions\n"
+    official = {"questions": [{"question_id": i, "image_id": 1, "question": "x"} for i in (5, 12)]}
+    assert submit(tmp_path, predictions, official) == expected
+    assert (
+        submit(tmp_path, predictions, [{"question_id": i, "image": "x", "question": "x"} for i in (5, 12)]) == expected
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "predictions.jsonl", "wanted.json"]
+    assert (tmp_path / "out.json").stat().st_mode == (tmp_path / "wanted.json").stat().st_mode
+
+
+def test_captions_are_written_as_evalai_takes_them(tmp_path):
+    predictions = [{"image_id": 7, "caption": "a cat"}]
+    expected = [{"image_id": 7, "caption": "a cat"}]
+    for wanted in (
+        None,
+        {"images": [{"id": 7, "file_name": "x"}]},
+        {"images": [{"id": 7}], "annotations": []},
+        [{"image": "val/x_7.jpg"}],
+        [{"image": "val/x.jpg", "img_id": 7}],
+        [{"image_id": 7}],
+    ):
+        assert submit(tmp_path, predictions, wanted, "captioning") == expected
+
+
+@pytest.mark.parametrize(
+    ("predictions", "wanted", "message"),
+    [
+        ([{"question_id": 5, "answer": "x"}] * 2, None, "question_id 5 occurs twice in the predictions"),
+        ([{"question_id": "5", "answer": "x"}, {"question_id": 5, "answer": "y"}], None, "question_id 5 occurs twice"),
+        ([{"question_id": "q5", "answer": "x"}], None, "number 1 of .*: question_id must be a whole number, got 'q5'"),
+        ([{"question_id": True, "answer": "x"}], None, "must be a whole number, got True"),
+        ([{"question_id": 5, "answer": None}], None, "number 1 of the predictions: answer must be a text, got None"),
+        ([{"question_id": 5}], None, "number 1 of the predictions has no 'answer'; it has: question_id"),
+        ([], None, "there are no predictions"),
+        ([{"question_id": 5, "answer": "x"}], [5, 6, 7], "1 predictions for the 3 of .*: 2 have no prediction .* 6, 7"),
+        ([{"question_id": i, "answer": "x"} for i in (5, 6)], [5], "1 are not among them .question_id 6"),
+        ([{"question_id": 5, "answer": "x"}], ["a"], "wanted.json: question_id must be a whole number, got 'a'"),
+    ],
+)
+def test_faulty_submissions_are_not_written(predictions, wanted, message, tmp_path):
+    (tmp_path / "out.json").write_text('"before"')
+    wanted = None if wanted is None else {"questions": [{"question_id": i} for i in wanted]}
+    with pytest.raises(SystemExit, match=f"python -m eval.vqa: .*{message}"):
+        submit(tmp_path, predictions, wanted)
+    assert (tmp_path / "out.json").read_text() == '"before"'
+
+
+def test_submission_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SystemExit, match="No space left on device"):
+        submit(tmp_path, [{"question_id": 5, "answer": "x"}])
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+
+
+def test_submission_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    submit(tmp_path, [{"question_id": 5, "answer": "old"}])
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(SystemExit, match="Input/output error"):
+        submit(tmp_path, [{"question_id": 5, "answer": "new"}])
+    assert json.loads((tmp_path / "out.json").read_text()) == [{"question_id": 5, "answer": "old"}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "predictions.jsonl"]
+
+
+def test_scoring_needs_references_and_retrieval_has_no_submission(tmp_path, capsys):
+    write_lines(tmp_path / "p", [{"question_id": 5, "answer": "x"}])
+    with pytest.raises(SystemExit):
+        command.run(TASKS["vqa"], arguments=[str(tmp_path / "p")])
+    assert "references are needed to score" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.run(TASKS["retrieval"], arguments=[str(tmp_path / "p"), "--evalai", "x"])
+    assert "--evalai" in capsys.readouterr().err
 
 
 @tasks

@@ -74,6 +74,13 @@ def test_loss_weighs_distinct_answers_by_their_share():
     assert weights == [[0.8, 0.1, 0.1]] * 2
 
 
+def test_loss_weighs_the_questions_of_visual_genome_by_half():
+    model = Oracle()
+    examples = make_examples(2)
+    vqa.loss(model, [examples[0], {**examples[1], "weight": 0.5}], torch.Generator())
+    assert model.received["vqa"][3] == [[0.8, 0.1, 0.1], [0.4, 0.05, 0.05]]
+
+
 def test_predict_encodes_an_image_once_and_keeps_the_order(monkeypatch):
     monkeypatch.setattr(vqa, "IMAGES", 3)
     monkeypatch.setattr(vqa, "QUESTIONS", 2)

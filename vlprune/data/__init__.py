@@ -1,160 +1,144 @@
-"""Data sets by name or directory, and the batches that calibration draws from them."""
+"""Data sets by name, file or hub id, and the batches that calibration draws from them."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 from datasets import Dataset
-from filelock import FileLock
 
-from vlprune.batch import Batch
-from vlprune.config import unknown
-from vlprune.data import layouts, scenes
+from vlprune.data import layouts, lists, tables
+from vlprune.data.calibration import CalibrationBatches, StreamedBatches, UsesRegions, too_few
+from vlprune.data.digest import data_digest
+from vlprune.data.images import open_images, warn_of
+from vlprune.data.source import DATASETS, Directory, Hub, cache_home, data_root, find_source
 
-DATASETS = ("scenes",)
-EDGE = 4096  # bytes of an image's start, and of its end, that data_digest reads
+__all__ = [
+    "DATASETS",
+    "CalibrationBatches",
+    "StreamedBatches",
+    "annotation_files",
+    "broken_images",
+    "cache_home",
+    "calibration_batches",
+    "data_digest",
+    "data_root",
+    "load_answers",
+    "load_pairs",
+    "load_questions",
+]
 
 
-class _UsesRegions(Protocol):
-    uses_regions: bool
+def load_pairs(name: str, split: str, limit: int | None = None, *, skip_broken: bool = False) -> Dataset:
+    """Images with captions; the first `limit` of a split.
 
+    Columns: image (PIL, RGB, read on access), image_id (int or str), captions (list of str), regions (list of {box,
+    phrase}; a box is [x, y, width, height] in pixels).
 
-def cache_home() -> Path:
-    """Where generated data goes: $VLPRUNE_CACHE, else ~/.cache/vlprune."""
-    return Path(os.environ.get("VLPRUNE_CACHE", Path.home() / ".cache" / "vlprune"))
-
-
-def data_root(name: str) -> Path:
-    """The directory of a data set; `scenes` is generated on first use.
+    Args:
+        name: of the data (see `find_source`).
+        split: one split or several, `train+val`, one after another.
+        limit: how many rows; None: all.
+        skip_broken: decode every image now and leave out those that are missing or cannot be read, with a warning;
+            `broken_images` lists them.
 
     Raises:
-        ValueError: neither a directory nor an embedded data set.
+        FileNotFoundError: no known layout; a missing image.
+        ValueError: an unknown name or split, a malformed annotation. On access: an image that cannot be read.
     """
-    if name in DATASETS:
-        return _scenes_root()
-    if not Path(name).is_dir():
-        raise ValueError(f"{unknown('data set', name, DATASETS)}; and there is no such directory")
-    return Path(name)
+    return _load(name, "pairs", split, limit, skip_broken)
 
 
-def data_digest(name: str) -> str:
-    """Short hash of a data set.
+def load_questions(name: str, split: str, limit: int | None = None, *, skip_broken: bool = False) -> Dataset:
+    """Questions about images; the first `limit` of a split.
 
-    Of a directory: its annotation files, and of each image the name, the size and the first and last 4 KiB. A change
-    in the middle of a large image that keeps its size goes unseen: reading all of COCO would take minutes every time.
-    The embedded data sets are known by their versions.
+    Columns: image, image_id, question, question_id, answers (list of str, empty where a test split has none), weight
+    (of the question in a training loss: 1, of Visual Genome 0.5). Arguments and errors are those of `load_pairs`.
     """
-    if name in DATASETS:
-        return f"{name}-{scenes.VERSION}"
-    root, sha = data_root(name), hashlib.sha256()
-    for path in sorted(root.glob("*.json")):
-        sha.update(path.read_bytes())
-    for path in sorted((root / "images").rglob("*")):
-        if path.is_file():
-            size = path.stat().st_size
-            sha.update(f"{path.relative_to(root)} {size}\n".encode())
-            with path.open("rb") as file:
-                sha.update(file.read(EDGE))
-                file.seek(max(EDGE, size - EDGE))
-                sha.update(file.read(EDGE))
-    return sha.hexdigest()[:16]
+    return _load(name, "questions", split, limit, skip_broken)
 
 
-def _scenes_root() -> Path:
-    root = cache_home() / f"scenes-{scenes.VERSION}"
-    if not root.is_dir():
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{root}.lock"):
-            if not root.is_dir():
-                for left in root.parent.glob(f"{root.name}.part-*"):  # by a process that was killed
-                    shutil.rmtree(left)
-                part = Path(tempfile.mkdtemp(dir=root.parent, prefix=f"{root.name}.part-"))
-                try:
-                    scenes.write(part)
-                    os.rename(part, root)
-                except BaseException:
-                    shutil.rmtree(part, ignore_errors=True)
-                    raise
-    return root
+def broken_images(name: str, kind: layouts.Kind, split: str, limit: int | None = None) -> list[str]:
+    """What `skip_broken` leaves out: of each missing or unreadable image the annotation and the reason."""
+    return _readable(find_source(name), kind, split, data_digest(name), limit)[1]
 
 
-def load_pairs(name: str, split: str, limit: int | None = None) -> Dataset:
-    """Images with captions: columns image, image_id, captions, regions; the first `limit` of a split."""
-    return _first(_read(layouts.load_pairs, data_root(name), split, data_digest(name)), limit)
+def load_answers(name: str) -> list[str] | None:
+    """The answers of `answer_list.json`, which VQA lists come with; None where there is none."""
+    source = find_source(name)
+    return lists.read_answers(source) if isinstance(source, Directory) else None
 
 
-def load_questions(name: str, split: str, limit: int | None = None) -> Dataset:
-    """Questions about images: columns image, image_id, question, question_id, answers; the first `limit` of a split."""
-    return _first(_read(layouts.load_questions, data_root(name), split, data_digest(name)), limit)
-
-
-@lru_cache(maxsize=8)
-def _read(reader: Callable[[Path, str], Dataset], root: Path, split: str, _digest: str) -> Dataset:
-    """What a reader reads, once per process: a worker runs many cells on the same data."""
-    return reader(root, split)
-
-
-def _first(data: Dataset, limit: int | None) -> Dataset:
-    return data if limit is None else data.select(range(min(limit, len(data))))
-
-
-@dataclass(frozen=True)
-class CalibrationBatches:
-    """Batches of a data set's training pairs, the same every time they are walked through.
-
-    Attributes:
-        pairs: columns image, captions, regions.
-        n_batches: how many.
-        batch_size: pairs a batch.
-        seed: of the order, the caption and the region of each image.
-        first: number of the first batch in the endless sequence of the seed.
-        regions: whether to draw one region an image.
-    """
-
-    pairs: Dataset
-    n_batches: int
-    batch_size: int
-    seed: int
-    first: int
-    regions: bool
-
-    def __len__(self) -> int:
-        return self.n_batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        per_epoch = max(1, len(self.pairs) // self.batch_size)
-        for number in range(self.first, self.first + self.n_batches):
-            epoch, position = divmod(number, per_epoch)
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
-            rows = order[position * self.batch_size : (position + 1) * self.batch_size]
-            rng = np.random.default_rng([self.seed, epoch, position])
-            examples = [self.pairs[int(row)] for row in rows]
-            texts = [str(rng.choice(example["captions"])) for example in examples]
-            regions = []
-            if self.regions:
-                for i, example in enumerate(examples):
-                    if example["regions"]:
-                        region = example["regions"][int(rng.integers(len(example["regions"])))]
-                        scale = (*example["image"].size, *example["image"].size)
-                        box = [edge / side for edge, side in zip(region["box"], scale, strict=True)]
-                        regions.append((i, box, region["phrase"]))
-            yield Batch([example["image"] for example in examples], texts, regions)
+def annotation_files(name: str, kind: layouts.Kind) -> list[str]:
+    """The names of the files that the examples of a data set are read from, or its hub id."""
+    return layouts.annotation_files(find_source(name), kind)
 
 
 def calibration_batches(
-    name: str, model: _UsesRegions, *, n_batches: int, batch_size: int, seed: int, first: int = 0
-) -> CalibrationBatches:
-    """Batches `first` to `first + n_batches` of the shuffled training pairs, with regions if the model uses them."""
-    pairs = load_pairs(name, "train")
+    name: str,
+    model: UsesRegions,
+    *,
+    n_batches: int,
+    batch_size: int,
+    seed: int,
+    first: int = 0,
+    skip_broken: bool = False,
+) -> CalibrationBatches | StreamedBatches:
+    """Batches `first` to `first + n_batches` of the shuffled training pairs, with regions if the model uses them.
+
+    Hub data sets and directories of shards (tar, parquet, arrow) are read as streams, so never whole.
+
+    Args:
+        name: of the data (see `find_source`).
+        model: whether it uses regions.
+        n_batches: how many.
+        batch_size: pairs a batch.
+        seed: of all random choices.
+        first: number of the first batch.
+        skip_broken: put other pairs in the place of images that are missing or cannot be read, with a warning after
+            each walk; the attribute `broken` lists them. Images that are not drawn are not looked at.
+    """
+    source = find_source(name)
+    broken = [] if skip_broken else None
+    if (isinstance(source, Hub) or layouts.find_layout(source, "pairs") is None) and tables.streams(source):
+        rows, image, captions = tables.stream(source, "train")
+        return StreamedBatches(rows, image, captions, name, n_batches, batch_size, seed, first, broken)
+    examples = _read(source, "pairs", "train", data_digest(name))
+    pairs = examples.data
+    if examples.problems:
+        if broken is None:
+            raise FileNotFoundError(next(iter(examples.problems.values())))
+        broken += examples.problems.values()
+        pairs = pairs.select([row for row in range(len(pairs)) if row not in examples.problems])
     if len(pairs) < batch_size:
-        raise ValueError(f"a calibration batch needs {batch_size} training images, {name} has {len(pairs)}")
-    return CalibrationBatches(pairs, n_batches, batch_size, seed, first, model.uses_regions)
+        raise ValueError(too_few(name, batch_size, len(pairs)))
+    return CalibrationBatches(pairs, name, n_batches, batch_size, seed, first, model.uses_regions, broken)
+
+
+@lru_cache(maxsize=8)
+def _read(source: Directory | Hub, kind: layouts.Kind, split: str, _digest: str) -> layouts.Examples:
+    """What a reader reads, once per process: a worker runs many cells on the same data."""
+    return layouts.read(source, kind, split)
+
+
+@lru_cache(maxsize=8)
+def _readable(
+    source: Directory | Hub, kind: layouts.Kind, split: str, digest: str, limit: int | None
+) -> tuple[list[int], list[str]]:
+    """The rows whose images can be read and what is wrong with the others, once per process."""
+    return layouts.find_broken(_read(source, kind, split, digest), limit)
+
+
+def _load(name: str, kind: layouts.Kind, split: str, limit: int | None, skip_broken: bool) -> Dataset:
+    source, digest = find_source(name), data_digest(name)
+    examples = _read(source, kind, split, digest)
+    if skip_broken:
+        rows, broken = _readable(source, kind, split, digest, limit)
+        if broken:
+            warn_of(broken, f"{name}, {split}")
+        return examples.data.select(rows).with_transform(open_images)
+    size = len(examples.data) if limit is None else min(limit, len(examples.data))
+    for row, problem in examples.problems.items():
+        if row < size:
+            raise FileNotFoundError(problem)
+    data = examples.data if limit is None else examples.data.select(range(size))
+    return data.with_transform(open_images)

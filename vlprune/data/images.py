@@ -1,0 +1,170 @@
+"""Images of a data set: where they lie, opening them, finding those that cannot be read."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+log = logging.getLogger(__name__)
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+# What Pillow raises on files that are no images or are cut short.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+
+class Picture(NamedTuple):
+    """An image that an annotation names.
+
+    Attributes:
+        path: of the file.
+        where: file and entry of the annotation.
+        problem: why there is no such file, empty if there is.
+    """
+
+    path: str
+    where: str
+    problem: str = ""
+
+
+class ImageFolder:
+    """The images of a directory, in its `images/` or directly in it; every folder is listed once.
+
+    The directory and `images/` may be links themselves. What is below them may not lead outside.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.tops = [folder for folder in (root / "images", root) if folder.is_dir()]
+        self._real = [os.path.realpath(top) for top in self.tops]
+        self._inside: set[str] = set()
+        self._listed: dict[str, dict[str, bool]] = {}
+        self._found: dict[str, Picture] = {}
+        self._names: dict[str, str] = {}
+        self._numbers: dict[int, list[str]] | None = None
+
+    def find(self, name: str, where: str, subfolder: str = "") -> Picture:
+        """The file of an image that an annotation names by a relative path.
+
+        Folders at the start of the path may be missing on disk, and the file may lie in a subfolder that its name
+        lacks, as COCO's do in `train2014/`.
+
+        Raises:
+            ValueError: a path that leaves the directory, or a file that another name stands for already.
+        """
+        if name not in self._found:
+            self._found[name] = self._look(name, where, subfolder)
+        return self._found[name]._replace(where=where)
+
+    def numbered(self, number: int, where: str, subfolder: str = "") -> Picture:
+        """The image whose file name ends with a number; of several, the one in a path that names the subfolder.
+
+        Raises:
+            ValueError: several images.
+        """
+        if self._numbers is None:
+            self._numbers = {}
+            for folder, _, names in os.walk(self.tops[0]) if self.tops else ():
+                for name in sorted(names):
+                    stem, suffix = os.path.splitext(name)
+                    end = re.search(r"(\d+)$", stem)
+                    if end and suffix.lower() in SUFFIXES:
+                        self._numbers.setdefault(int(end[1]), []).append(os.path.join(folder, name))
+        found = sorted(self._numbers.get(number, []))
+        if len(found) > 1 and subfolder:
+            found = [path for path in found if subfolder in path] or found
+        if not found:
+            places = " or ".join(str(top) for top in self.tops[:1])
+            return Picture("", where, f"no image in {places} has a name that ends with {number}")
+        if len(found) > 1:
+            raise ValueError(f"{where}: two images have names that end with {number}: {found[0]}, {found[1]}")
+        if found[0] not in self._inside:
+            self.stay(found[0], found[0], where)
+            self._inside.add(found[0])
+        return Picture(found[0], where)
+
+    def _look(self, name: str, where: str, subfolder: str) -> Picture:
+        parts = Path(name).parts
+        if not parts or os.path.isabs(name) or ".." in parts or "\0" in name:
+            raise ValueError(f"{where}: image path {name!r} leaves {self.tops[0] if self.tops else 'its directory'}")
+        for top in map(str, self.tops):
+            for start in range(len(parts)):
+                for extra in dict.fromkeys(((), (subfolder,) if subfolder else ())):
+                    folder = os.path.join(top, *extra, *parts[start:-1])
+                    linked = self._files(folder).get(parts[-1])
+                    if linked is None:
+                        continue
+                    path = os.path.join(folder, parts[-1])
+                    if linked or folder not in self._inside:
+                        self.stay(path if linked else folder, name, where)
+                        self._inside.add(folder)
+                    if linked and not os.path.isfile(path):
+                        continue
+                    other = self._names.setdefault(path, name)
+                    if other != name:
+                        raise ValueError(
+                            f"{where}: image path {name!r} and, before, {other!r} stand for one file, {path}"
+                        )
+                    return Picture(path, where)
+        wanted = os.path.join(self.tops[0], name) if self.tops else name
+        return Picture(wanted, where, f"there is no image {wanted}")
+
+    def stay(self, path: str, name: str, where: str) -> None:
+        """Refuses a file or folder, which an annotation names, that lies outside, links followed.
+
+        Raises:
+            ValueError: with the annotation.
+        """
+        real = os.path.realpath(path)
+        if not any(real == top or real.startswith(top + os.sep) for top in self._real):
+            raise ValueError(f"{where}: image path {name!r} leaves {self.root}, it is {real}")
+
+    def _files(self, folder: str) -> dict[str, bool]:
+        """{name: whether it is a link} of the files in a folder, none if there is no such folder."""
+        if folder not in self._listed:
+            try:
+                with os.scandir(folder) as entries:
+                    self._listed[folder] = {e.name: e.is_symlink() for e in entries if not e.is_dir()}
+            except (FileNotFoundError, NotADirectoryError):
+                self._listed[folder] = {}
+        return self._listed[folder]
+
+
+def open_image(image: Mapping[str, Any]) -> Image.Image:
+    """The RGB image of {where, path} or, encoded, {where, bytes}.
+
+    Raises:
+        ValueError: a file that is missing, no image or cut short, with the annotation that names it.
+    """
+    encoded = image.get("bytes")
+    try:
+        with Image.open(image["path"] or "" if encoded is None else io.BytesIO(encoded)) as opened:
+            return opened.convert("RGB")
+    except UNREADABLE as error:
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{image['where']}: cannot read image {image['path'] or ''}: {reason}") from None
+
+
+def open_images(rows: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    """The batch transform of the data sets: files to pictures."""
+    if "image" not in rows:
+        return rows
+    return {**rows, "image": [open_image(image) for image in rows["image"]]}
+
+
+def warn_of(broken: Sequence[str], name: str) -> None:
+    """Warns, once in a process, of the images of a data set that were left out: their number and the first three."""
+    more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
+    _warn(f"{name}: left out {len(broken)} images that cannot be read: {'; '.join(broken[:3])}{more}")
+
+
+@cache
+def _warn(message: str) -> None:
+    log.warning(message)
