@@ -12,7 +12,7 @@ from vlprune import inputs as inputs_module
 from vlprune.batch import Batch
 from vlprune.calibrate import collect, load_statistics, save_statistics
 from vlprune.inputs import Inputs
-from vlprune.pipeline import compute_masks
+from vlprune.masking import compute_masks
 
 # Prints a digest of the masks of methods after a calibration with so many threads.
 MASKS = """
@@ -20,7 +20,7 @@ import hashlib, sys, torch
 from conftest import CAPTIONS, noise_image, small_model
 from vlprune.batch import Batch
 from vlprune.calibrate import collect
-from vlprune.pipeline import compute_masks
+from vlprune.masking import compute_masks
 torch.set_num_threads(int(sys.argv[1]))
 model = small_model("blip")
 batches = [Batch([noise_image(5 * i + j) for j in range(5)], CAPTIONS) for i in range(2)]

@@ -17,10 +17,10 @@ from transformers import (
     BlipVisionConfig,
 )
 
+from vlprune.masking import compute_masks
 from vlprune.masks import apply_masks
 from vlprune.models import load_model
 from vlprune.models.checkpoints import build, load_directory, save_directory
-from vlprune.pipeline import compute_masks
 
 CLASSES = {
     "retrieval": BlipForImageTextRetrieval,

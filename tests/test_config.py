@@ -1,22 +1,19 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from vlprune.config import (
     CalibrationConfig,
     ConfigError,
-    Contents,
     FinetuningConfig,
     PruningConfig,
     RunConfig,
     TaskConfig,
-    build,
-    digest,
-    masks_key,
-    run_key,
-    statistics_key,
+    limited,
     unknown,
 )
+from vlprune.keys import Contents, digest, masks_key, run_key, statistics_key
+from vlprune.schema import build
 
 M = Contents("m", 1, "c", 1, 1, "t", 1)
 N = replace(M, model="n")
@@ -46,12 +43,42 @@ def test_unknown_names_the_nearest_and_all():
         (lambda: FinetuningConfig(clip=float("inf")), "finetuning.clip must be finite"),
         (lambda: FinetuningConfig(betas=(0.9, float("nan"))), "finetuning.betas must be in"),
         (lambda: FinetuningConfig(warmup=float("inf")), "finetuning.warmup must be in"),
+        (lambda: FinetuningConfig(steps=3, epochs=2), "takes steps or epochs, got steps = 3 and epochs = 2"),
+        (lambda: FinetuningConfig(epochs=0), "finetuning.epochs must be at least 1, got 0"),
+        (lambda: FinetuningConfig(device_batch=0), "finetuning.device_batch must be at least 1, got 0"),
+        (lambda: FinetuningConfig(eps=0), "finetuning.eps must be finite and above 0, got 0"),
+        (lambda: FinetuningConfig(augment="papr"), "finetuning.augment must be one of none, paper, got 'papr'"),
+        (lambda: FinetuningConfig(decayed="some"), "finetuning.decayed must be one of weights, all"),
+        (lambda: FinetuningConfig(precision="fp16"), "finetuning.precision must be one of fp32, bf16"),
+        (lambda: FinetuningConfig(select="best"), "give finetuning.epochs, not steps"),
+        (lambda: TaskConfig(image_size=0), "task.image_size must be at least 1, got 0"),
         (lambda: TaskConfig(max_length=3), "task.max_length must be at least min_length = 5, got 3"),
     ],
 )
 def test_a_value_out_of_range_is_an_error(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_fine_tuning_has_steps_unless_it_has_epochs():
+    assert FinetuningConfig() == FinetuningConfig(steps=40)
+    assert FinetuningConfig(epochs=3).steps is None
+    for config in (FinetuningConfig(epochs=3, select="best"), FinetuningConfig(steps=0)):
+        assert build(FinetuningConfig, asdict(config), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch_size", "n_batches", "steps", "step_batches"),
+    [(1, 2, 1, 1, 1), (4, 2, 2, 2, 1), (64, 32, 2, 2, 1), (1000, 32, 31, 31, 1), (10**6, 32, 3000, 60, 50)],
+)
+def test_a_limited_run_calibrates_on_about_as_many_pairs(limit, batch_size, n_batches, steps, step_batches):
+    whole = RunConfig(calibration=CalibrationConfig(n_batches=3000, batch_size=32, steps=60, step_batches=50))
+    own = limited(whole, limit)
+    assert own.task.limit == limit
+    assert own.calibration == replace(
+        whole.calibration, batch_size=batch_size, n_batches=n_batches, steps=steps, step_batches=step_batches
+    )
+    assert limited(replace(whole, task=TaskConfig(limit=3)), limit).task.limit == min(3, limit)
 
 
 def test_build_reads_nested_values_and_coerces_them():

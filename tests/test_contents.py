@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from vlprune import contents as module
-from vlprune import pipeline
+from vlprune import masking
 from vlprune.calibrate import STATISTICS_VERSION
 from vlprune.catalogue import catalogue
 from vlprune.config import PruningConfig, RunConfig
@@ -37,7 +37,7 @@ def test_a_raised_version_is_seen_by_tables_and_runs(monkeypatch, tmp_path):
     before = keys()
     monkeypatch.setitem(PRUNERS, "omp", replace(PRUNERS["omp"], version=2))
     assert {method for method, key in keys().items() if key != before[method]} == {"omp"}
-    assert pipeline.contents(OMP).method_code == 2
+    assert masking.contents(OMP).method_code == 2
     monkeypatch.setattr(module, "STATISTICS_VERSION", STATISTICS_VERSION + 1)
     assert {method for method, key in keys().items() if key != before[method]} == {"omp", "random"}
     monkeypatch.setattr("vlprune.models.VERSION", 2)

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
-from conftest import small_model
+from conftest import noise_image, small_model
 from torch import nn
 
 from eval import TASKS
+from vlprune.augment import PaperAugmentation
 from vlprune.config import FinetuningConfig
 from vlprune.data import load_pairs, load_questions
 from vlprune.finetune import finetune, kept_sparse
@@ -34,9 +36,14 @@ def test_pruned_entries_are_zero_after_every_step(task, family, dataset, monkeyp
         checked.append(len(examples))
         return TASKS[task].loss(model, examples, generator)
 
-    config = FinetuningConfig(steps=4, batch_size=5, lr=1e-2, weight_decay=0.1)
-    history = finetune(model, masks, model.layer_of, data, loss, config, seed=0)
-    assert checked == [5] * 4
+    config = FinetuningConfig(
+        epochs=2, batch_size=8, device_batch=5, lr=1e-2, weight_decay=0.1, decayed="all", augment="paper", select="best"
+    )
+    change, scores = PaperAugmentation(model.image.size, 0), iter([1.0, 0.0])
+    history = finetune(
+        model, masks, model.layer_of, data, loss, config, seed=0, change=change, score=lambda: next(scores)
+    )
+    assert checked == [4] * 8
     assert len(history) == 4
     loss(model, [data[0], data[1]], torch.Generator())
     moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
@@ -91,3 +98,138 @@ def test_no_steps_change_nothing(dataset):
         finetune(model, {}, model.layer_of, load_pairs(str(dataset), "train"), TASKS["retrieval"].loss, config, 0) == []
     )
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+class Line(nn.Module):
+    """A linear layer whose squared error is a mean over the examples, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+        nn.init.constant_(self.layer.weight, 0.1)
+        nn.init.constant_(self.layer.bias, 0.2)
+
+
+def squared_error(model, examples, generator):
+    x = torch.tensor([example["x"] for example in examples], dtype=torch.float64)
+    y = torch.tensor([example["y"] for example in examples], dtype=torch.float64)
+    return (model.layer(x) - y).square().mean()
+
+
+POINTS = [{"x": [i % 3, i % 4, 1.0], "y": [i % 5, 0.5 * i]} for i in range(11)]
+
+
+def fit(config, **more):
+    model, masks = Line(), {"layer": torch.tensor([[True, False, True], [True, True, False]])}
+    with torch.no_grad():
+        model.layer.weight.mul_(masks["layer"])
+    history = finetune(
+        model, masks, lambda name: name.removesuffix(".weight"), POINTS, squared_error, config, 0, **more
+    )
+    assert (model.layer.weight[~masks["layer"]] == 0).all()
+    return history, model
+
+
+@pytest.mark.parametrize("device_batch", [1, 2, 3, 4, 100])
+def test_accumulated_gradients_are_those_of_the_whole_batch(device_batch):
+    settings = {"epochs": 3, "batch_size": 6, "lr": 0.1, "clip": 0.5}
+    history, model = fit(FinetuningConfig(**settings))
+    parts, other = fit(FinetuningConfig(**settings, device_batch=device_batch))
+    assert parts == pytest.approx(history, abs=1e-9)
+    assert torch.allclose(model.layer.weight, other.layer.weight, atol=1e-9)
+    assert torch.allclose(model.layer.bias, other.layer.bias, atol=1e-9)
+
+
+def test_an_epoch_sees_every_example():
+    seen = []
+
+    def loss(model, examples, generator):
+        seen.append([example["y"][1] for example in examples])
+        return squared_error(model, examples, generator)
+
+    finetune(Line(), {}, str, POINTS, loss, FinetuningConfig(epochs=2, batch_size=4), 0)
+    assert [len(batch) for batch in seen] == [4] * 6
+    first, second = ([y for batch in seen[i : i + 3] for y in batch] for i in (0, 3))
+    assert set(first) == set(second) == {0.5 * i for i in range(11)}
+    assert first != second
+
+
+def test_fewer_examples_than_a_batch_are_one_batch():
+    history, _ = fit(FinetuningConfig(epochs=3, batch_size=100, device_batch=4))
+    assert len(history) == 3
+
+
+def test_no_examples_are_an_error():
+    with pytest.raises(ValueError, match="there are none"):
+        finetune(Line(), {}, str, [], squared_error, FinetuningConfig(epochs=1), 0)
+
+
+@pytest.mark.parametrize(("scores", "best"), [([1.0, 3.0, 2.0], 1), ([2.0, 1.0, 2.0], 0), ([0.0, 1.0, 2.0], 2)])
+def test_the_best_epoch_is_kept(scores, best):
+    after, left = [], iter(scores)
+    config = FinetuningConfig(epochs=3, batch_size=4, lr=0.1, select="best")
+    model = Line()
+
+    def score():
+        assert not model.training
+        after.append(model.layer.weight.detach().clone())
+        return next(left)
+
+    finetune(model, {}, str, POINTS, squared_error, config, 0, score=score)
+    assert len(after) == 3
+    assert torch.equal(model.layer.weight, after[best])
+    assert not torch.equal(after[0], after[1])
+
+
+def test_scores_that_are_no_numbers_keep_the_last():
+    last = fit(FinetuningConfig(epochs=2, batch_size=4))[1]
+    kept = fit(FinetuningConfig(epochs=2, batch_size=4, select="best"), score=lambda: float("nan"))[1]
+    assert torch.equal(kept.layer.weight, last.layer.weight)
+
+
+@pytest.mark.parametrize(("decayed", "shrunk"), [("weights", False), ("all", True)])
+def test_weight_decay_of_biases_and_norms_is_a_setting(decayed, shrunk):
+    model = Line()
+    config = FinetuningConfig(steps=1, batch_size=4, lr=0.5, weight_decay=0.1, decayed=decayed, warmup=0)
+    finetune(model, {}, str, POINTS, lambda m, *_: 0 * squared_error(m, *_), config, 0)
+    assert torch.allclose(model.layer.weight, torch.tensor(0.1 * 0.95, dtype=torch.float64))
+    assert torch.allclose(model.layer.bias, torch.tensor(0.2 * (0.95 if shrunk else 1), dtype=torch.float64))
+
+
+def test_the_gradient_is_clipped_or_not():
+    # Of plain gradients the size would be seen at once; Adam's first step has the size of eps beside the gradient.
+    moved = []
+    for clip in (1e-3, 0.0):
+        config = FinetuningConfig(steps=1, batch_size=4, lr=0.1, weight_decay=0, eps=1.0, clip=clip, warmup=0)
+        model = fit(config)[1]
+        moved.append((model.layer.bias - 0.2).abs().max().item())
+    assert moved[0] < 1e-4 * 1.001
+    assert moved[1] > 10 * moved[0]
+
+
+@pytest.mark.parametrize("family", ["blip", "xvlm"])
+def test_bf16_is_near_fp32_and_leaves_weights_in_fp32(family, dataset):
+    data, histories = load_pairs(str(dataset), "train"), {}
+    for precision in ("fp32", "bf16", "fp32"):
+        model = small_model(family)
+        config = FinetuningConfig(steps=3, batch_size=4, precision=precision)
+        history = finetune(model, {}, model.layer_of, data, TASKS["retrieval"].loss, config, 0)
+        assert histories.setdefault(precision, history) == history
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert histories["bf16"] != histories["fp32"]
+    assert histories["bf16"] == pytest.approx(histories["fp32"], rel=0.05)
+
+
+def test_loader_workers_change_no_numbers():
+    points = [{**point, "image": noise_image(i)} for i, point in enumerate(POINTS)]
+
+    def loss(model, examples, generator):
+        return squared_error(model, examples, generator) * sum(np.asarray(e["image"]).mean() for e in examples)
+
+    histories = []
+    for workers in (0, 2):
+        config = FinetuningConfig(epochs=2, batch_size=4, device_batch=3)
+        change = PaperAugmentation(8, seed=7)
+        histories.append(finetune(Line(), {}, str, points, loss, config, 0, change=change, workers=workers))
+    assert histories[0] == histories[1]
+    assert histories[0] != finetune(Line(), {}, str, points, loss, config, 0)

@@ -11,6 +11,7 @@ from vlprune.inputs import Inputs
 from vlprune.models.attention import attention_bias
 from vlprune.models.fusion import TextStates
 from vlprune.models.generation import beam_search
+from vlprune.models.images import resize_positions
 from vlprune.models.official import official_to_ours
 from vlprune.models.text import Tokens
 
@@ -118,6 +119,22 @@ def test_calibration_inputs_of_blip(golden, shared):
             torch.testing.assert_close(squares.means(layer)["input_sq"], vector, atol=1e-5, rtol=2e-5)
             compared += 1
     assert compared == len(model.graph)
+
+
+@pytest.mark.parametrize("sizes", [("4to4", 4), ("4to6", 6), ("14to24", 24)])
+def test_position_embeddings_of_another_size(shared, sizes):
+    stored, (name, side) = load_file(shared / "golden" / "pos_embed.safetensors"), sizes
+    resized = resize_positions(stored[f"in.{name}"][0], side)
+    for family in ("blip", "xvlm"):
+        close(resized, stored[f"{family}.{name}"][0], 1e-6)
+
+
+def test_image_tokens_at_another_size(golden, shared):
+    model, _, _ = golden
+    stored = load_file(shared / "golden" / "pos_embed.safetensors")
+    model.resize_images(48)
+    with torch.no_grad():
+        close(model.encode_images(stored["image48"]), stored[f"{model.family}.tokens48"], 1e-5)
 
 
 @pytest.mark.parametrize("min_length", [5, 12])

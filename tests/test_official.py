@@ -234,7 +234,6 @@ def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path):
 
     model = small_model("blip")
     masks = compute_masks(model, "omp", 0.75)
-    masks.aliases = model.graph.aliases
     save_directory(model, tmp_path)
     for cls in (BlipForConditionalGeneration, BlipForQuestionAnswering):
         plain = cls.from_pretrained(tmp_path)

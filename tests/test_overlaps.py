@@ -6,7 +6,8 @@ import fake_pipeline
 import pytest
 import torch
 
-from vlprune.config import CalibrationConfig, PruningConfig, RunConfig, TaskConfig, masks_key
+from vlprune.config import CalibrationConfig, PruningConfig, RunConfig, TaskConfig
+from vlprune.keys import masks_key
 from vlprune.masks import Masks, save_masks
 from vlprune.record import Record
 from vlprune.reports.overlaps import chance, heat_map, middle, overlap_frame

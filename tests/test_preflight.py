@@ -1,24 +1,29 @@
+import json
 from dataclasses import replace
 
 import pytest
+import torch
+from conftest import small_model
 
 from vlprune import preflight as module
-from vlprune.config import CalibrationConfig, ConfigError, PruningConfig, RunConfig, TaskConfig
+from vlprune.config import CalibrationConfig, ConfigError, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
+from vlprune.models.checkpoints import build, save_directory
 from vlprune.preflight import preflight
 
 
 @pytest.fixture
-def configs(dataset):
-    task, calibration = TaskConfig("vqa", str(dataset)), CalibrationConfig(str(dataset))
-    dense = RunConfig(calibration=calibration, task=task)
+def configs(dataset, tmp_path):
+    save_directory(small_model("xvlm"), tmp_path / "model")
+    task, calibration = TaskConfig("vqa", str(dataset)), CalibrationConfig(str(dataset), batch_size=4)
+    dense = RunConfig(str(tmp_path / "model"), calibration=calibration, task=task)
     return [dense, *(replace(dense, pruning=PruningConfig("omp", s)) for s in (0.5, 0.9))]
 
 
 def test_each_model_is_loaded_once(configs, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(module, "load_model", loaded.append)
-    preflight(configs)
-    assert loaded == ["tiny-xvlm"]
+    loaded, load = [], module.load_model
+    monkeypatch.setattr(module, "load_model", lambda name: loaded.append(name) or load(name))
+    assert preflight(configs) == []
+    assert loaded == [configs[0].model]
 
 
 def test_a_broken_model_is_one_line(configs, tmp_path):
@@ -40,3 +45,64 @@ def test_calibration_data_is_looked_at_where_it_is_used(configs, dataset):
     preflight(configs[:1])
     with pytest.raises(ConfigError, match="cannot load calibration data"):
         preflight(configs)
+
+
+def test_calibration_data_must_fill_a_batch(configs):
+    large = [replace(config, calibration=replace(config.calibration, batch_size=13)) for config in configs]
+    preflight(large[:1])
+    with pytest.raises(ConfigError, match=r"a calibration batch needs 13 training images, .* has 12"):
+        preflight(large)
+
+
+def test_a_model_must_be_able_to_do_its_tasks(configs, tmp_path):
+    model = build({**small_model("blip").config, "trained_for": "retrieval"}, small_model("blip").tokenizer)
+    save_directory(model, tmp_path / "retriever")
+    own = replace(configs[0], model=str(tmp_path / "retriever"))
+    with pytest.raises(ConfigError, match=r"retriever' cannot do vqa; it can do: retrieval$"):
+        preflight([own])
+
+
+def test_images_must_fit_the_patches(configs):
+    def sized(size):
+        return [replace(configs[0], task=replace(configs[0].task, image_size=size))]
+
+    preflight(sized(48))
+    with pytest.raises(ConfigError, match=r"cannot do vqa: the image size must be a multiple of .* 8, got 50"):
+        preflight(sized(50))
+
+
+def test_splits_must_be_there(configs, dataset):
+    own = replace(configs[0], task=replace(configs[0].task, train="train+vg"))
+    with pytest.raises(ConfigError, match=r"cannot load the train\+vg examples of vqa .* split 'vg'"):
+        preflight([own])
+    for kind in ("questions", "annotations"):
+        (dataset / f"val_{kind}.json").unlink()
+    preflight(configs[:1])
+    best = replace(configs[0], finetuning=FinetuningConfig(epochs=1, select="best"))
+    with pytest.raises(ConfigError, match="cannot load the val examples of vqa"):
+        preflight([best])
+
+
+def test_retrieval_needs_ten_texts(configs):
+    retrieval = replace(configs[0].task, name="retrieval")
+    preflight([replace(configs[0], task=replace(retrieval, limit=2))])
+    with pytest.raises(ConfigError, match=r"the right ones among 10 texts, the test examples .* have 5$"):
+        preflight([replace(configs[0], task=replace(retrieval, limit=1))])
+
+
+def test_broken_images_are_listed_where_they_are_left_out(configs, dataset):
+    (dataset / "images" / "0003.png").write_bytes(b"no picture")
+    (dataset / "images" / "0017.png").unlink()
+    with pytest.raises(ConfigError, match=r"cannot load the test examples of vqa .*17"):
+        preflight(configs[:1])
+    left_out = preflight(configs, skip_broken=True)
+    assert [any(name in line for line in left_out) for name in ("0003.png", "17", "0004.png")] == [True, True, False]
+    assert len(left_out) == 2
+
+
+def test_known_traps_are_warnings(configs, dataset, caplog):
+    (dataset / "answer_list.json").write_text(json.dumps(["maybe", "perhaps"]))
+    preflight([replace(configs[0], finetuning=FinetuningConfig(precision="bf16"))])
+    assert "the answer list of 2 answers has only 0 % of the 120 training answers" in caplog.text
+    if not torch.cuda.is_available():
+        assert "finetuning.precision is bf16" in caplog.text

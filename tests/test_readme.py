@@ -34,6 +34,13 @@ def test_the_pruner():
     assert masks["a"].tolist() == [[True, True], [False, False]]
 
 
+def test_the_masks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = run(block("export_masks"))["model"]
+    assert sum(int((model.weight(layer.name) == 0).sum()) for layer in model.graph) >= 0.75 * model.graph.n_edges
+    assert {path.name for path in tmp_path.iterdir()} == {"masks.pth", "masks.safetensors"}
+
+
 def test_the_model(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     text = block("my-xvlm").replace('Path("my-xvlm")', f'Path("{tmp_path}/my-xvlm")')

@@ -9,7 +9,8 @@ import pytest
 from fake_pipeline import catalogue
 from rich.console import Console
 
-from vlprune.config import CalibrationConfig, Contents, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
+from vlprune.config import CalibrationConfig, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
+from vlprune.keys import Contents
 from vlprune.record import Record, write_record
 from vlprune.reports.frame import floor_frame, frame, load_results
 from vlprune.reports.grid import latex, markdown, terminal

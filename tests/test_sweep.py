@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import re
+from pathlib import Path
 
 import fake_pipeline
 import pytest
@@ -143,6 +144,12 @@ def test_an_error_ends_the_command_with_2(tmp_path, table, monkeypatch, capsys):
     assert not (tmp_path / "results").exists()
 
 
+def test_runs_may_have_processes_of_their_own(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", methods="dense")
+    code, text = go(options, fake_pipeline.run_with_child)
+    assert code == 0, text
+
+
 def test_a_dry_run_runs_nothing(tmp_path, table):
     options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", sparsities="0.9")
     go(dataclasses.replace(options, methods="omp"))
@@ -154,6 +161,37 @@ def test_a_dry_run_runs_nothing(tmp_path, table):
     assert len(load_records(tmp_path)) == 2
 
 
+def test_a_limited_sweep_has_tables_of_its_own(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", methods="omp")
+    go(options)
+    code, text = go(dataclasses.replace(options, limit=6))
+    assert code == 0
+    assert "quick-limit-6: 3 runs, 0 done" in text
+    assert {record.config.task.limit for record in load_records(tmp_path)} == {None, 6}
+    assert (tmp_path / "tables" / "quick-limit-6-selection.md").exists()
+
+
+@pytest.mark.parametrize("tasks", ["retrieval,vqa", "vqa"])
+def test_runs_without_a_score_are_named_with_their_predictions(tmp_path, table, tasks):
+    options = Options(table=table, results=tmp_path, jobs=1, tasks=tasks, models="tiny-blip", methods="omp")
+    code, text = go(options, fake_pipeline.run_unscored)
+    assert code == 0
+    assert re.search(r"tiny-blip +omp +90 % .* –$", text, flags=re.MULTILINE)
+    paths = re.findall(r"^not scored: tiny-blip .*vqa seed 0: (.*predictions.jsonl)$", text, flags=re.MULTILINE)
+    assert len(paths) == 3
+    assert all(Path(path).exists() for path in paths)
+    assert ("quick-selection.md" in text) == (tasks != "vqa")
+
+
+def test_images_that_were_left_out_are_listed_at_the_end(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", methods="omp")
+    _, text = go(options, check=lambda configs: ["list.json, item 3: no image [3].png", "list.json, item 5: cut short"])
+    assert text.endswith(
+        "left out 2 images that cannot be read:\n"
+        "  list.json, item 3: no image [3].png\n  list.json, item 5: cut short\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -163,6 +201,8 @@ def test_a_dry_run_runs_nothing(tmp_path, table):
         ({"seeds": "0.5"}, "--seeds must be numbers"),
         ({"tasks": ","}, "--tasks names nothing"),
         ({"jobs": 0}, "--jobs must be at least 1"),
+        ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"loader_workers": -1}, "--loader-workers must be at least 0, got -1"),
     ],
 )
 def test_a_wrong_option_is_one_line_before_anything_runs(tmp_path, table, changes, message):
@@ -172,8 +212,6 @@ def test_a_wrong_option_is_one_line_before_anything_runs(tmp_path, table, change
 
 
 def test_data_must_be_a_directory(tmp_path, table):
-    from pathlib import Path
-
     with pytest.raises(ConfigError, match="--data must be a directory, there is no 'nowhere'"):
         go(Options(table=table, results=tmp_path, data=Path("nowhere")), run=None)
 

@@ -16,17 +16,15 @@ def catalogue() -> Catalogue:
     from eval import TASKS
     from vlprune.calibrate import UNCACHED
     from vlprune.contents import contents
-    from vlprune.data import DATASETS, data_digest
-    from vlprune.models import MODELS, model_digest
+    from vlprune.data import data_digest
+    from vlprune.models import model_digest
     from vlprune.pruners import PRUNERS, check_pruning
 
     return Catalogue(
-        models=tuple(MODELS),
         # A search measures its own statistics as it goes, and rows are never shared.
         methods={name: frozenset() if pruner.search else pruner.needs - UNCACHED for name, pruner in PRUNERS.items()},
         tasks=tuple(TASKS),
         headlines={name: task.headline for name, task in TASKS.items()},
-        data=DATASETS,
         check=check_pruning,
         # The cells of a table share their models and data.
         contents=partial(contents, of_model=cache(model_digest), of_data=cache(data_digest)),

@@ -1,21 +1,19 @@
-"""RunConfig: everything that can change a run's numbers, and nothing else; its digest and its cache keys."""
+"""RunConfig: everything that can change a run's numbers, and nothing else."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 
 DENSE = "dense"
 SCHEDULES = ("linear", "cosine")
-
-T = TypeVar("T")
+AUGMENTATIONS = ("none", "paper")
+DECAYED = ("weights", "all")
+SELECTIONS = ("last", "best")
+PRECISIONS = ("fp32", "bf16")
+STEPS = 40  # of fine-tuning, where neither steps nor epochs are given
 
 
 class ConfigError(ValueError):
@@ -40,7 +38,7 @@ class CalibrationConfig:
     """What the statistics are measured on.
 
     Attributes:
-        data: name of an embedded data set or a directory.
+        data: name of an embedded data set, a directory, files of one, or an id of the hub.
         n_batches: batches of the one-shot pass.
         batch_size: image-text pairs a batch.
         steps: pruning steps of the iterative methods (itersnip, chita++).
@@ -104,8 +102,11 @@ class TaskConfig:
 
     Attributes:
         name: a key of eval.TASKS.
-        data: name of an embedded data set or a directory.
+        data: name of an embedded data set, a directory, files of one, or an id of the hub.
+        train: split of `data` that is trained on, or several as in "train+val".
+        test: split that is evaluated. One without captions or answers is predicted and not scored.
         limit: use only that many samples of each split (None: all).
+        image_size: side of the images in fine-tuning and evaluation (None: the model's own, which pruning always uses).
         k_test: candidates that are re-ranked (retrieval by ITM, at least 10 for its recalls; VQA by sequence loss).
         num_beams: beams of caption generation.
         max_length: most tokens of a caption, prompt included.
@@ -114,14 +115,19 @@ class TaskConfig:
 
     name: str = "retrieval"
     data: str = "scenes"
+    train: str = "train"
+    test: str = "test"
     limit: int | None = None
+    image_size: int | None = None
     k_test: int = 16
     num_beams: int = 3
     max_length: int = 30
     min_length: int = 5
 
     def __post_init__(self) -> None:
-        _require(self.limit is None or self.limit >= 1, "task.limit", "at least 1", self.limit)
+        for name in ("limit", "image_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"task.{name}", "at least 1", value)
         for name in ("k_test", "num_beams", "min_length"):
             _require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
         _require(
@@ -137,36 +143,70 @@ class FinetuningConfig:
     """Training under the mask: AdamW with a warm-up and a decay, per step.
 
     Attributes:
-        steps: optimizer steps; 0 evaluates the pruned model as it is.
-        batch_size: samples a step.
+        steps: optimizer steps, each image with one of its captions; 0 evaluates the pruned model as it is. STEPS where
+            epochs are not given either.
+        epochs: instead of steps: times that every caption or question is seen.
+        batch_size: samples a step, over all processes.
+        device_batch: most samples a forward pass (None: all); the gradients of a step's passes are averaged. The
+            negatives of the contrastive and matching losses are those of a pass.
+        augment: "none", or "paper" for the random crops, flips and distortions of `vlprune.augment`.
         lr: peak learning rate.
-        weight_decay: of weights; none for biases and norms.
+        weight_decay: of what decayed says.
+        decayed: "weights" (none on biases and norms) or "all".
         betas: of AdamW.
+        eps: of AdamW.
         schedule: "linear" or "cosine" decay to zero.
         warmup: fraction of the steps with a rising learning rate.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient; 0: whatever it is.
+        select: "last", or "best" of the weights after every epoch, by the task's headline metric on the split "val".
+        precision: "fp32", or "bf16" for the forward passes of training.
     """
 
-    steps: int = 40
+    steps: int | None = None
+    epochs: int | None = None
     batch_size: int = 32
+    device_batch: int | None = None
+    augment: str = "none"
     lr: float = 5e-4
     weight_decay: float = 0.01
+    decayed: str = "weights"
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
     schedule: str = "linear"
     warmup: float = 0.1
     clip: float = 1.0
+    select: str = "last"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 0, "finetuning.steps", "at least 0", self.steps)
-        _require(self.batch_size >= 1, "finetuning.batch_size", "at least 1", self.batch_size)
-        _require(0 < self.lr < math.inf, "finetuning.lr", "finite and above 0", self.lr)
-        _require(
-            0 <= self.weight_decay < math.inf, "finetuning.weight_decay", "finite and at least 0", self.weight_decay
-        )
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError(f"finetuning takes steps or epochs, got steps = {self.steps} and epochs = {self.epochs}")
+        _require(self.steps is None or self.steps >= 0, "finetuning.steps", "at least 0", self.steps)
+        for name in ("epochs", "batch_size", "device_batch"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"finetuning.{name}", "at least 1", value)
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"finetuning.{name}", "finite and above 0", value)
+        for name in ("weight_decay", "clip"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"finetuning.{name}", "finite and at least 0", value)
         _require(all(0 <= beta < 1 for beta in self.betas), "finetuning.betas", "in [0, 1)", self.betas)
-        _require(self.schedule in SCHEDULES, "finetuning.schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
         _require(0 <= self.warmup <= 1, "finetuning.warmup", "in [0, 1]", self.warmup)
-        _require(0 < self.clip < math.inf, "finetuning.clip", "finite and above 0", self.clip)
+        choices = {
+            "schedule": SCHEDULES,
+            "augment": AUGMENTATIONS,
+            "decayed": DECAYED,
+            "select": SELECTIONS,
+            "precision": PRECISIONS,
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            _require(value in known, f"finetuning.{name}", f"one of {', '.join(known)}", value)
+        if self.select == "best" and self.epochs is None:
+            raise ConfigError("finetuning.select = 'best' is of the epochs: give finetuning.epochs, not steps")
 
 
 @dataclass(frozen=True)
@@ -203,111 +243,24 @@ def variant(config: RunConfig) -> str:
     return " ".join(found)
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A config dataclass from nested plain values; what is not given keeps its default.
+def limited(config: RunConfig, limit: int) -> RunConfig:
+    """The same run on `limit` samples of each split, and calibration on no more than about as many pairs.
 
-    Args:
-        cls: RunConfig or one of its parts.
-        values: {field: value}, a part being a mapping of its own.
-        where: what an error calls the place the values came from.
-
-    Raises:
-        ConfigError: an unknown field, a value of another type, or one out of range.
+    A batch of calibration has two pairs at least, as the losses need negatives, and at most half of them, so that there
+    are two batches; an iterative method takes a step less rather than a step without a batch.
     """
-    arguments = typed(cls, values, where)
-    try:
-        return cls(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def typed(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values as the fields of a config dataclass hold them, as in `build`, but their ranges are not looked at."""
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in fields(cls)]
-    arguments = {}
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"{where}: {unknown('key', name, known)}")
-        arguments[name] = _coerce(value, hints[name], f"{where}.{name}")
-    return arguments
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    if is_dataclass(hint):
-        if isinstance(value, Mapping):
-            return build(typing.cast(type, hint), value, where)
-        raise ConfigError(f"{where} must be a table, got {value!r}")
-    if isinstance(hint, types.UnionType):
-        inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        return None if value is None else _coerce(value, inner, where)
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        if isinstance(value, list | tuple) and len(value) == len(parts):
-            return tuple(_coerce(v, part, where) for v, part in zip(value, parts, strict=True))
-        raise ConfigError(f"{where} must be a list of {len(parts)} values, got {value!r}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")
-    return value
-
-
-def digest(*parts: object) -> str:
-    """16 hexadecimal digits of the SHA-256 of the parts as canonical JSON; dataclasses count as their fields."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    raise TypeError(f"a digest is made of plain values and dataclasses, got {type(value).__name__}")
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a config only names, so that other weights, photos or code under an old name make other keys.
-
-    Attributes:
-        model: digest of the pretrained weights.
-        model_code: version of how models are run and trained.
-        calibration: digest of the calibration data; empty for the dense run, which reads none.
-        statistics_code: version of what calibration measures; 0 for the dense run.
-        method_code: version of the pruning method; 0 for the dense run.
-        task: digest of the task's data.
-        task_code: version of the task.
-    """
-
-    model: str
-    model_code: int
-    calibration: str
-    statistics_code: int
-    method_code: int
-    task: str
-    task_code: int
-
-
-def statistics_key(config: RunConfig, contents: Contents, kind: str) -> str:
-    """The cache key of calibration statistics; kind names what was measured and how."""
-    return digest("statistics", *_measured(config, contents), kind)
-
-
-def masks_key(config: RunConfig, contents: Contents) -> str:
-    """The cache key of the masks that a config prunes to."""
-    return digest("masks", *_measured(config, contents), config.pruning, contents.method_code)
-
-
-def run_key(config: RunConfig, contents: Contents) -> str:
-    """The key of a whole run: everything that changes its numbers. A dense run neither calibrates nor prunes."""
-    if config.pruning.method == DENSE:
-        config = replace(config, calibration=CalibrationConfig(), pruning=PruningConfig())
-    # Data counts by its content and not by its name.
-    task, calibration = replace(config.task, data=""), replace(config.calibration, data="")
-    return digest("run", replace(config, task=task, calibration=calibration), contents)
-
-
-def _measured(config: RunConfig, contents: Contents) -> tuple[object, ...]:
-    # What the statistics depend on.
-    calibration = replace(config.calibration, data=contents.calibration)
-    return contents.model, contents.model_code, config.seed, calibration, contents.statistics_code
+    task, calibration = config.task, config.calibration
+    batch_size = min(calibration.batch_size, max(2, limit // 2))
+    n_batches = max(1, limit // batch_size)
+    steps = min(calibration.steps, n_batches)
+    return replace(
+        config,
+        task=replace(task, limit=min(task.limit or limit, limit)),
+        calibration=replace(
+            calibration,
+            batch_size=batch_size,
+            n_batches=min(calibration.n_batches, n_batches),
+            steps=steps,
+            step_batches=min(calibration.step_batches, n_batches // steps),
+        ),
+    )

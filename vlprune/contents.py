@@ -7,8 +7,9 @@ from collections.abc import Callable
 from eval import get_task
 from vlprune import models
 from vlprune.calibrate import STATISTICS_VERSION
-from vlprune.config import DENSE, Contents, RunConfig
+from vlprune.config import DENSE, RunConfig
 from vlprune.data import data_digest
+from vlprune.keys import Contents
 from vlprune.pruners import get_pruner
 
 

@@ -168,7 +168,8 @@ class _Worker:
         self.number = number
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, run, results), daemon=True)
+        # Not a daemon, which could not have loaders of its own; it ends with its parent by itself.
+        self.process = context.Process(target=_work, args=(theirs, run, results), daemon=False)
         with _child_environment({} if device is None else {DEVICES: device}):
             self.process.start()
         theirs.close()

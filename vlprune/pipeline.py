@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
 from datasets import Dataset
-from torch import Tensor
 
 from eval import get_task
 from eval.base import Settings
 from vlprune import memory
-from vlprune.batch import Batch
-from vlprune.cache import cached
-from vlprune.calibrate import UNCACHED, Statistics, collect, load_statistics, save_statistics
-from vlprune.config import DENSE, PruningConfig, RunConfig, TaskConfig, masks_key, statistics_key
-from vlprune.contents import contents
-from vlprune.data import calibration_batches, load_pairs, load_questions
+from vlprune.augment import PaperAugmentation
+from vlprune.config import DENSE, RunConfig, TaskConfig
+from vlprune.data import load_answers, load_pairs, load_questions
+from vlprune.draws import Captions, Change, Example, unchanged
 from vlprune.finetune import finetune
-from vlprune.masks import Masks, apply_masks, load_masks, measure, save_masks
+from vlprune.masking import cached_masks
+from vlprune.masks import apply_masks, measure
 from vlprune.models import ModelAdapter, load_model
-from vlprune.pruners import check_pruning, get_pruner, prune_masks
 from vlprune.rows import Rows
 
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
+REFERENCES = {"questions": "answers", "pairs": "captions"}  # what predictions are compared with
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Outcome:
     """What a run measured.
 
     Attributes:
-        metrics: {metric: value}, as the task names them.
+        metrics: {metric: value}, as the task names them; none where the test split has nothing to compare with.
         floors: {floor: {metric: value}}, what a model that learned nothing gets.
         predictions: one a sample.
         sparsity: measured fraction of zeros among the prunable entries, after fine-tuning.
@@ -56,7 +54,15 @@ class Outcome:
     peak_memory: int
 
 
-def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset(), new_rows: Callable[[], Rows] = Rows) -> Outcome:
+def run(
+    config: RunConfig,
+    cache: Path,
+    needs: Set[str] = frozenset(),
+    new_rows: Callable[[], Rows] = Rows,
+    *,
+    skip_broken: bool = False,
+    workers: int = 0,
+) -> Outcome:
     """The whole method.
 
     Args:
@@ -64,6 +70,8 @@ def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset(), new_rows:
         cache: directory of statistics and masks, shared by the runs of a sweep.
         needs: statistics that other methods of the sweep want too, so that one calibration pass measures them all.
         new_rows: makes a store of gradient rows, for the methods that need them.
+        skip_broken: leave out images that are missing or cannot be read.
+        workers: processes that read the training images.
     """
     watch = _Stopwatch()
     memory.reset_peak()
@@ -72,20 +80,45 @@ def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset(), new_rows:
     with watch("load"):
         model = load_model(config.model).to(device)
         task = get_task(config.task.name)
-        train, test = (examples(config.task, split) for split in ("train", "test"))
+        splits = [config.task.train, config.task.test, *(["val"] if config.finetuning.select == "best" else [])]
+        train, test, *val = (examples(config.task, split, skip_broken=skip_broken) for split in splits)
+        prepared = _prepare(config.task, train)
     with watch("prune"):
-        masks = None if config.pruning.method == DENSE else cached_masks(config, model, cache, needs, new_rows)
-        if masks is not None:
+        masks = None
+        if config.pruning.method != DENSE:
+            masks = cached_masks(config, model, cache, needs, new_rows, skip_broken=skip_broken)
             apply_masks(model, masks)
-    with watch("finetune"):
-        model.add_task_head(config.task.name)
-        finetune(model, masks or {}, model.layer_of, train, task.loss, config.finetuning, config.seed)
-    with watch("evaluate"):
-        prepared = task.prepare(_columns(train))
+
+    def predict(data: Dataset) -> list[dict[str, Any]]:
         with torch.inference_mode():
-            predictions = task.predict(model, test, config.task, prepared)
-        metrics = task.score(predictions, _columns(test))
-        floors = task.floors(_columns(train), _columns(test))
+            return task.predict(model, data, config.task, prepared)
+
+    def headline(data: Dataset) -> float:
+        return task.score(predict(data), _columns(data))[task.headline]
+
+    with watch("finetune"):
+        if config.task.image_size is not None:
+            model.resize_images(config.task.image_size)
+        # Fresh weights and dropout do not depend on whether the masks came from the cache.
+        set_seed(config.seed)
+        model.add_task_head(task.name)
+        finetune(
+            model,
+            masks or {},
+            model.layer_of,
+            _epoch(config, train),
+            task.loss,
+            config.finetuning,
+            config.seed,
+            change=_change(config, model),
+            score=partial(headline, *val) if val else None,
+            workers=workers,
+        )
+    with watch("evaluate"):
+        predictions, references = predict(test), _columns(test)
+        scored = any(row[REFERENCES[task.examples]] for row in references)
+        metrics = task.score(predictions, references) if scored else {}
+        floors = task.floors(_columns(train), references) if scored else {}
     return Outcome(
         metrics=metrics,
         floors=floors,
@@ -97,165 +130,51 @@ def run(config: RunConfig, cache: Path, needs: Set[str] = frozenset(), new_rows:
     )
 
 
-def examples(task: TaskConfig, split: str) -> Dataset:
-    """The examples of a split that a task wants."""
-    return EXAMPLES[get_task(task.name).examples](task.data, split, task.limit)
+def examples(task: TaskConfig, split: str, *, skip_broken: bool = False) -> Dataset:
+    """The examples of a split, or of several as in "train+val", that a task wants."""
+    return EXAMPLES[get_task(task.name).examples](task.data, split, task.limit, skip_broken=skip_broken)
+
+
+def _prepare(task: TaskConfig, train: Dataset) -> Any:
+    """What `predict` needs: of questions the answer list that the data comes with, else what the task makes."""
+    chosen = get_task(task.name)
+    listed = load_answers(task.data) if chosen.examples == "questions" else None
+    return chosen.prepare(_columns(train)) if listed is None else listed
+
+
+def _epoch(config: RunConfig, train: Dataset) -> Sequence[Example]:
+    """The examples of an epoch; where epochs are counted, an image comes with each of its captions by itself."""
+    pairs = get_task(config.task.name).examples == "pairs"
+    whole = config.finetuning.epochs is not None
+    return cast(Sequence[Example], Captions(train) if pairs and whole else train)
+
+
+def _change(config: RunConfig, model: ModelAdapter) -> Change:
+    return unchanged if config.finetuning.augment == "none" else PaperAugmentation(model.image.size, config.seed)
 
 
 def evaluate(
     model: ModelAdapter, task: str, data: str, split: str = "test", settings: Settings | None = None
 ) -> dict[str, float]:
-    """{metric: value} of the model as it is, without fine-tuning."""
+    """{metric: value} of the model as it is, without fine-tuning.
+
+    Raises:
+        ValueError: an unknown task, or one that the model cannot do.
+    """
     config = TaskConfig(name=task, data=data)
     chosen = get_task(task)
+    if task not in model.tasks:
+        raise ValueError(f"the model cannot do {task}; it can do: {', '.join(model.tasks)}")
     test = examples(config, split)
-    prepared = chosen.prepare(_columns(examples(config, "train")))
+    prepared = _prepare(config, examples(config, config.train))
     with torch.inference_mode():
         predictions = chosen.predict(model, test, settings or config, prepared)
     return chosen.score(predictions, _columns(test))
 
 
-def compute_masks(
-    model: ModelAdapter,
-    method: str,
-    sparsity: float,
-    *,
-    stats: Statistics | None = None,
-    batches: Callable[[int], Iterable[Batch]] | None = None,
-    steps: int = 1,
-    seed: int = 0,
-    pattern: str | None = None,
-    lam: float | None = None,
-    alignment: float = 1.0,
-    new_rows: Callable[[], Rows] = Rows,
-) -> Masks:
-    """Masks of a model at a sparsity; the model is as before.
-
-    Args:
-        model: not changed.
-        method: a key of PRUNERS.
-        sparsity: in [0, 1); exactly round(sparsity · N) of N entries are pruned.
-        stats: statistics of `collect` with what the method needs.
-        batches: of a method with a search instead: step -> its fresh batches.
-        steps: of such a search.
-        seed: of the method's own random choices.
-        pattern: "N:M", for methods that score single weights in one shot.
-        lam: ridge of chita and chita++; None: the default.
-        alignment: weight of the ITC loss in what a search measures; `collect` has its own.
-        new_rows: makes the store of gradient rows of each step of a search.
-
-    Raises:
-        ValueError: an unknown method, statistics that are missing, batches that are missing, a pattern or ridge that
-            the method does not have.
-    """
-    check_pruning(PruningConfig(method, sparsity, pattern, lam))
-    pruner = get_pruner(method, lam)
-    weights = {layer.name: model.weight(layer.name).detach().clone() for layer in model.graph}
-    modality = model.graph.modality
-    if pruner.search is None:
-        return prune_masks(
-            pruner, weights, stats or {}, sparsities=[sparsity], modality=modality, seed=seed, pattern=pattern
-        )[0]
-    if batches is None:
-        raise ValueError(f"method {method!r} measures anew as it goes: it needs `batches`, not `stats`")
-
-    def measure_at(current: Mapping[str, Tensor], step: int, layers: Sequence[str] | None = None) -> Statistics:
-        with _weights(model, current):
-            return collect(
-                model, batches(step), pruner.needs, seed + step, alignment=alignment, layers=layers, rows=new_rows()
-            )
-
-    return pruner.search.run(pruner, weights, measure_at, sparsity=sparsity, steps=steps, modality=modality, seed=seed)
-
-
-def cached_masks(
-    config: RunConfig, model: ModelAdapter, cache: Path, needs: Set[str], new_rows: Callable[[], Rows] = Rows
-) -> Masks:
-    """The masks of a config, from the cache or made and stored there."""
-    calibration, pruning = config.calibration, config.pruning
-    pruner = get_pruner(pruning.method, pruning.lam)
-    found = contents(config)
-
-    def draw(first: int, n_batches: int) -> Iterable[Batch]:
-        size, seed = calibration.batch_size, config.seed
-        return calibration_batches(
-            calibration.data, model, n_batches=n_batches, batch_size=size, seed=seed, first=first
-        )
-
-    def measure(wanted: Set[str]) -> Statistics:
-        batches, alignment = draw(0, calibration.n_batches), calibration.alignment
-        return collect(model, batches, wanted, config.seed, alignment=alignment, rows=new_rows())
-
-    def statistics() -> Statistics:
-        if not pruner.needs:
-            return {}
-        if pruner.needs & UNCACHED:
-            return measure(pruner.needs)
-        wanted = (needs | pruner.needs) - UNCACHED
-        return cached(
-            cache / "statistics" / f"{statistics_key(config, found, ' '.join(sorted(wanted)))}.safetensors",
-            make=lambda: measure(wanted),
-            save=save_statistics,
-            load=lambda path: load_statistics(path, model.device),
-        )
-
-    def make() -> Masks:
-        settings: dict[str, Any] = {"seed": config.seed, "pattern": pruning.pattern, "lam": pruning.lam}
-        if pruner.search is None:
-            return compute_masks(model, pruner.name, pruning.sparsity, stats=statistics(), **settings)
-        steps, per_step = pruner.search.plan(calibration)
-        return compute_masks(
-            model,
-            pruner.name,
-            pruning.sparsity,
-            batches=lambda step: draw(step * per_step, per_step),
-            steps=steps,
-            alignment=calibration.alignment,
-            new_rows=new_rows,
-            **settings,
-        )
-
-    provenance = {
-        "model": f"{config.model} {found.model}",
-        "method": f"{pruner.name} ({pruner.source})",
-        "pruning": repr(config.pruning),
-        "seed": str(config.seed),
-        "calibration": repr(calibration),
-        "modality": json.dumps(model.graph.modality),
-    }
-    return cached(
-        cache / "masks" / f"{masks_key(config, found)}.safetensors",
-        make=make,
-        save=lambda masks, path: save_masks(path, masks, provenance),
-        load=lambda path: _on(model.device, load_masks(path)),
-    )
-
-
-def _on(device: torch.device, masks: Masks) -> Masks:
-    weights = None if masks.weights is None else {name: w.to(device) for name, w in masks.weights.items()}
-    return Masks({name: mask.to(device) for name, mask in masks.items()}, weights)
-
-
 def _columns(data: Dataset) -> list[dict[str, Any]]:
     """The rows without their pictures."""
     return data.remove_columns("image").to_list()
-
-
-@contextmanager
-def _weights(model: ModelAdapter, current: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other weights while inside."""
-    own = {name: model.weight(name).detach().clone() for name in current}
-    try:
-        _write(model, current)
-        yield
-    finally:
-        _write(model, own)
-
-
-def _write(model: ModelAdapter, weights: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, weight in weights.items():
-            model.weight(name).copy_(weight)
 
 
 @dataclass

@@ -1,35 +1,96 @@
-"""The look at models and data before a sweep, so that what cannot be read is said once."""
+"""The look at models and data before a sweep, so that what cannot be run is said once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeVar
 
-from vlprune.config import DENSE, ConfigError, RunConfig
-from vlprune.data import load_pairs
-from vlprune.models import load_model
+import torch
+
+from eval import get_task
+from eval.retrieval import LEVELS
+from vlprune.config import DENSE, ConfigError, RunConfig, TaskConfig
+from vlprune.data import annotation_files, broken_images, calibration_batches, guards, load_answers
+from vlprune.models import ModelAdapter, load_model
 from vlprune.pipeline import examples
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-def preflight(configs: Iterable[RunConfig]) -> None:
-    """Loads every model and every data set of the configs once.
+
+def preflight(configs: Iterable[RunConfig], *, skip_broken: bool = False) -> list[str]:
+    """Loads every model and every data set of the configs once, and warns of known traps.
+
+    Args:
+        configs: what will run.
+        skip_broken: whether images that cannot be read are left out.
+
+    Returns:
+        The annotations of the images that are left out, with the reasons.
 
     Raises:
-        ConfigError: the first that cannot be loaded, in one line.
+        ConfigError: the first model or data set that cannot be loaded or does not fit its task, in one line.
     """
     configs = list(configs)
-    for model in dict.fromkeys(config.model for config in configs):
-        _load(f"model {model!r}", lambda model=model: load_model(model))
-    for data in dict.fromkeys(c.calibration.data for c in configs if c.pruning.method != DENSE):
-        _load(f"calibration data {data!r}", lambda data=data: load_pairs(data, "train"))
+    for name in dict.fromkeys(config.model for config in configs):
+        own = [config for config in configs if config.model == name]
+        model = _load(f"model {name!r}", lambda name=name: load_model(name))
+        _check_model(name, model, own)
+        _calibrate(model, [config for config in own if config.pruning.method != DENSE], skip_broken=skip_broken)
+    left_out: dict[str, None] = {}
+    best = {config.task for config in configs if config.finetuning.select == "best"}
     for task in dict.fromkeys(config.task for config in configs):
-        for split in ("train", "test"):
-            what = f"the {split} examples of {task.name} in {task.data!r}"
-            _load(what, lambda task=task, split=split: examples(task, split))
+        for split in (task.train, task.test, *(["val"] if task in best else [])):
+            left_out |= dict.fromkeys(_check_split(task, split, skip_broken=skip_broken))
+    if not torch.cuda.is_available() and any(config.finetuning.precision == "bf16" for config in configs):
+        log.warning("finetuning.precision is bf16, which is many times slower than fp32 on most processors")
+    return list(left_out)
 
 
-def _load(what: str, load: Callable[[], object]) -> None:
+def _check_model(name: str, model: ModelAdapter, configs: Iterable[RunConfig]) -> None:
+    for task in dict.fromkeys(config.task for config in configs):
+        if task.name not in model.tasks:
+            raise ConfigError(f"model {name!r} cannot do {task.name}; it can do: {', '.join(model.tasks)}")
+        if task.image_size is not None:
+            try:
+                model.resize_images(task.image_size)
+            except ValueError as error:
+                raise ConfigError(f"model {name!r} cannot do {task.name}: {error}") from None
+        if get_task(task.name).examples == "questions":
+            files = annotation_files(task.data, "questions")
+            trap = guards.seen_in_training(name, str(model.config.get("trained_for", "")), files, task.test)
+            if trap:
+                log.warning(trap)
+
+
+def _calibrate(model: ModelAdapter, configs: Iterable[RunConfig], *, skip_broken: bool) -> None:
+    """Reads the first batch of every calibration."""
+    for data, size in dict.fromkeys((config.calibration.data, config.calibration.batch_size) for config in configs):
+        draw = partial(calibration_batches, data, model, n_batches=1, batch_size=size, seed=0, skip_broken=skip_broken)
+        _load(f"calibration data {data!r}", lambda draw=draw: list(draw()))
+
+
+def _check_split(task: TaskConfig, split: str, *, skip_broken: bool) -> list[str]:
+    """The images of a split that are left out."""
+    what = f"the {split} examples of {task.name} in {task.data!r}"
+    found = _load(what, lambda: examples(task, split, skip_broken=skip_broken))
+    if task.name == "retrieval" and split != task.train:
+        texts = sum(map(len, found.select_columns("captions")["captions"]))
+        if texts < LEVELS[-1]:
+            raise ConfigError(f"retrieval counts the right ones among {LEVELS[-1]} texts, {what} have {texts}")
+    kind = get_task(task.name).examples
+    if kind == "questions" and split == task.train and (listed := load_answers(task.data)) is not None:
+        trap = guards.missed_answers(listed, found.select_columns("answers").to_list())
+        if trap:
+            log.warning(f"{task.data}: {trap}")
+    return broken_images(task.data, kind, split, task.limit) if skip_broken else []
+
+
+def _load(what: str, load: Callable[[], T]) -> T:
     try:
-        load()
+        return load()
     except Exception as error:
         # Whatever a broken file raises would fail every run alike.
         reason = " ".join(f"{type(error).__name__}: {error}".split())

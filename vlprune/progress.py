@@ -114,7 +114,7 @@ class Progress:
         for cell in self.table.cells:
             if cell.row == last.row:
                 record = read_record(run_directory(self.results, cell.key))
-                if record is not None:
+                if record is not None and record.metrics:
                     task = cell.config.task.name
                     values[task].append(record.metrics[self.headlines[task]])
         texts = [f"{sum(seeds) / len(seeds):.1f}" if seeds else MISSING for seeds in values.values()]

@@ -27,9 +27,9 @@ from vlprune.calibrate import Statistics, collect
 from vlprune.card import card
 from vlprune.config import CalibrationConfig, ConfigError, PruningConfig, unknown
 from vlprune.data import calibration_batches
+from vlprune.masking import compute_masks
 from vlprune.masks import Masks, apply_masks, save_masks
 from vlprune.models import ModelAdapter, load_model, model_digest, save_model
-from vlprune.pipeline import compute_masks
 from vlprune.pruners import PRUNERS, check_pruning, get_pruner, prune_masks
 from vlprune.rows import MEMORY_LIMIT, Rows
 

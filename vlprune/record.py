@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vlprune.atomic import atomic, write_text
-from vlprune.config import Contents, RunConfig, build
+from vlprune.config import RunConfig
+from vlprune.keys import Contents
+from vlprune.schema import build
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from vlprune.catalogue import catalogue, quickstart
 from vlprune.config import DENSE, ConfigError, RunConfig
 from vlprune.engine import Run, cuda_devices, execute
 from vlprune.progress import Progress, clock
-from vlprune.record import ERROR, read_record, run_directory
+from vlprune.record import ERROR, PREDICTIONS, read_record, run_directory
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
 from vlprune.reports.publish import publish
@@ -58,7 +58,10 @@ class Options:
         sparsities: pruned fractions, for example 0.63,0.75.
         tasks: tasks to run.
         seeds: seeds to run, for example 0,1,2.
+        limit: run the same on so many samples of each split, calibrated on about as many.
+        skip_broken: leave out images that are missing or cannot be read, and list them at the end.
         jobs: worker processes; the number of CUDA devices, or of cores, where it is not given.
+        loader_workers: processes of each worker that read the training images; they change no numbers.
         dry_run: only say what would run and what is done.
         results: the results directory.
         memory_limit: GiB of gradient rows (chita, chita++) that a worker keeps in memory; more go to disk.
@@ -72,7 +75,10 @@ class Options:
     sparsities: str | None = None
     tasks: str | None = None
     seeds: str | None = None
+    limit: int | None = None
+    skip_broken: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     jobs: int | None = None
+    loader_workers: int = 0
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     results: Path = Path("results")
     memory_limit: float = MEMORY_LIMIT / 2**30
@@ -95,7 +101,7 @@ def sweep(
     options: Options,
     known: Catalogue,
     run: RunOfSweep,
-    check: Callable[[Iterable[RunConfig]], None],
+    check: Callable[[Iterable[RunConfig]], list[str]],
     console: Console,
     devices: Sequence[str] = (),
 ) -> int:
@@ -107,7 +113,7 @@ def sweep(
         options: of the command line.
         known: what exists.
         run: vlprune.pipeline.run, importable by name.
-        check: vlprune.preflight.preflight, called with what will run.
+        check: vlprune.preflight.preflight, called with what will run; returns the images that are left out.
         console: where to print.
         devices: of `cuda_devices`; each worker sees one of them.
 
@@ -122,13 +128,15 @@ def sweep(
         tasks=_split(options.tasks, "tasks", str),
         seeds=_split(options.seeds, "seeds", int),
     )
-    if options.jobs is not None and options.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+    for name, least in (("jobs", 1), ("limit", 1), ("loader_workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if options.data is not None and not options.data.is_dir():
         raise ConfigError(f"--data must be a directory, there is no {str(options.data)!r}")
     # Absolute, so that equal names in two places are not the same data.
     data = None if options.data is None else str(options.data.resolve())
-    table = load_table(options.table or quickstart(), known, selection, data)
+    table = load_table(options.table or quickstart(), known, selection, data, options.limit)
     records = {cell.key: read_record(run_directory(options.results, cell.key)) for cell in table.cells}
     pending = [cell for cell in table.cells if records[cell.key] is None]
     if options.dry_run:
@@ -138,8 +146,7 @@ def sweep(
     if options.dry_run:
         return 0
 
-    if pending:
-        check([cell.config for cell in pending])
+    left_out = check([cell.config for cell in pending]) if pending else []
     jobs = min(options.jobs or len(devices) or _cores(), max(len(pending), 1))
     methods = {cell.config.pruning.method for cell in table.cells} - {DENSE}
     needs = frozenset().union(*(known.methods[method] for method in methods))
@@ -147,6 +154,10 @@ def sweep(
     errors = _run(table, pending, known, with_needs, options.results, jobs, console, devices)
     name = f"{table.name}-selection" if selection.narrows else table.name
     _print_results(name, table, known, options.results, console)
+    if left_out:
+        console.print(f"left out {len(left_out)} images that cannot be read:", highlight=False)
+        for image in left_out:
+            console.print(f"  {image}", highlight=False, markup=False, soft_wrap=True)
     for cell, message in errors.items():
         where = run_directory(options.results, cell.key) / ERROR
         text = f"failed: {cell}: {message} ({where})"
@@ -182,8 +193,12 @@ def _run(
 
 
 def _print_results(name: str, table: Table, known: Catalogue, results: Path, console: Console) -> None:
-    found = (read_record(run_directory(results, cell.key)) for cell in table.cells)
-    records = [record for record in found if record is not None]
+    found = {cell: read_record(run_directory(results, cell.key)) for cell in table.cells}
+    for cell, record in found.items():
+        if record is not None and not record.metrics:
+            path = run_directory(results, cell.key) / PREDICTIONS
+            console.print(f"not scored: {cell}: {path}", highlight=False, markup=False, soft_wrap=True)
+    records = [record for record in found.values() if record is not None and record.metrics]
     if not records:
         return
     for grid in summary(frame(records), floor_frame(records), known.headlines):
@@ -203,12 +218,14 @@ def main() -> None:
         from vlprune.pipeline import run
         from vlprune.preflight import preflight
 
+        skip = {"skip_broken": options.skip_broken}
         if options.memory_limit < 0:
             raise ConfigError(f"--memory-limit must be at least 0, got {options.memory_limit:g}")
         rows = partial(Rows, options.spill or options.results / "cache", round(options.memory_limit * 2**30))
         # A file or a pipe has no width; the tables set it.
         console = Console(width=None if sys.stdout.isatty() else 160)
-        code = sweep(options, catalogue(), partial(run, new_rows=rows), preflight, console, cuda_devices())
+        own = partial(run, new_rows=rows, workers=options.loader_workers, **skip)
+        code = sweep(options, catalogue(), own, partial(preflight, **skip), console, cuda_devices())
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -13,17 +13,16 @@ from vlprune.config import (
     DENSE,
     CalibrationConfig,
     ConfigError,
-    Contents,
     FinetuningConfig,
     PruningConfig,
     RunConfig,
     TaskConfig,
-    build,
-    run_key,
-    typed,
+    limited,
     unknown,
     variant,
 )
+from vlprune.keys import Contents, run_key
+from vlprune.schema import build, typed
 from vlprune.variants import label, labels
 
 AXES = ("models", "methods", "sparsities", "tasks", "seeds")
@@ -33,6 +32,7 @@ PARTS = {
     "finetuning": FinetuningConfig,
     "task": TaskConfig,
 }
+DATA = "{data}"  # in a table, the directory that --data gives
 # What an axis of [[grid]] sets cannot be set in a part as well.
 ON_AXES = {("pruning", "method"): "methods", ("pruning", "sparsity"): "sparsities", ("task", "name"): "tasks"}
 
@@ -44,20 +44,16 @@ class Catalogue:
     """What exists to choose from.
 
     Attributes:
-        models: names of the embedded models; a directory is one as well.
         methods: {pruner: the statistics it wants of the calibration pass that a sweep shares}, without "dense".
         tasks: names of the tasks.
         headlines: {task name: the metric that tables show first}.
-        data: names of the embedded data sets; a directory is one as well.
-        contents: what a config only names.
+        contents: what a config only names; raises a ValueError for names of models and data that are not known.
         check: raises a ValueError for pruning settings that the method does not have.
     """
 
-    models: Collection[str]
     methods: Mapping[str, frozenset[str]]
     tasks: Collection[str]
     headlines: Mapping[str, str]
-    data: Collection[str]
     contents: Callable[[RunConfig], Contents]
     check: Callable[[PruningConfig], None]
 
@@ -119,7 +115,13 @@ class Table:
     cells: tuple[Cell, ...]
 
 
-def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = None, data: str | None = None) -> Table:
+def load_table(
+    path: Path,
+    catalogue: Catalogue,
+    selection: Selection | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+) -> Table:
     """The table that a TOML file describes.
 
     The file has `[base]` (nested tables calibration, pruning, finetuning, task: settings of every run), `[task.<name>]`
@@ -133,7 +135,9 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
         catalogue: what exists.
         selection: axis values to run instead of those of the file. An entry keeps those that it lists; a value that no
             entry lists joins all of them.
-        data: data set or directory of the task, and of the calibration unless `[base]` names another.
+        data: data set or directory of the task, and of the calibration unless `[base]` names another. In the file,
+            "{data}/coco" is a directory below it.
+        limit: runs the same on so many samples (see `config.limited`); the table is called so.
 
     Raises:
         ConfigError: an unknown key or name, a value out of range, or two different runs in one place.
@@ -163,7 +167,8 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
     for entry, entry_axes, where in zip(entries, axes, places, strict=True):
         own = _settings({k: v for k, v in entry.items() if k not in AXES}, where)
         for config in _configs(entry_axes, base, by_task, own, where):
-            _check_data(config, catalogue, where)
+            config = _placed(config, data, where)
+            config = config if limit is None else limited(config, limit)
             _check_pruning(config, catalogue, where)
             contents = _contents(config, catalogue, where)
             name = label(config.pruning.method, variant(config))
@@ -177,7 +182,8 @@ def load_table(path: Path, catalogue: Catalogue, selection: Selection | None = N
     if not cells:
         raise ConfigError(f"{path.name}: nothing is left to run with this selection")
     names = labels(cell.row[1:3] for cell in cells.values())
-    return Table(path.stem, tuple(replace(cell, label=names[cell.row[1:3]]) for cell in cells.values()))
+    name = path.stem if limit is None else f"{path.stem}-limit-{limit}"
+    return Table(name, tuple(replace(cell, label=names[cell.row[1:3]]) for cell in cells.values()))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -245,8 +251,8 @@ def _select(axes: list[dict[str, list]], selection: Selection) -> list[dict[str,
 
 def _check_names(axes: Mapping[str, list], catalogue: Catalogue, where: str) -> None:
     for model in axes["models"]:
-        if not isinstance(model, str) or not (model in catalogue.models or Path(model).is_dir()):
-            raise ConfigError(f"{where}: {unknown('model', str(model), catalogue.models)}, or a directory")
+        if not isinstance(model, str):
+            raise ConfigError(f"{where}: a model must be a name or a path, got {model!r}")
     for method in axes["methods"]:
         if method != DENSE and method not in catalogue.methods:
             raise ConfigError(f"{where}: {unknown('method', str(method), (DENSE, *catalogue.methods))}")
@@ -271,18 +277,21 @@ def _check_pruning(config: RunConfig, catalogue: Catalogue, where: str) -> None:
 def _contents(config: RunConfig, catalogue: Catalogue, where: str) -> Contents:
     try:
         return catalogue.contents(config)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except OSError as error:
         raise ConfigError(f"{where}: the models and data of a run cannot be read: {error}") from error
 
 
-def _check_data(config: RunConfig, catalogue: Catalogue, where: str) -> None:
-    # The dense run reads no calibration data.
-    used = {config.task.data} | ({config.calibration.data} if config.pruning.method != DENSE else set())
-    for data in sorted(used):
-        if data not in catalogue.data and not Path(data).is_dir():
-            raise ConfigError(
-                f"{where}: {unknown('data set', data, catalogue.data)}, or a directory (give it with --data DIR)"
-            )
+def _placed(config: RunConfig, data: str | None, where: str) -> RunConfig:
+    """The config with the data directory in the place of DATA."""
+    placed = {}
+    for part in ("calibration", "task"):
+        settings = getattr(config, part)
+        if DATA in settings.data and data is None:
+            raise ConfigError(f"{where}: {part}.data is {settings.data!r}: give the directory with --data DIR")
+        placed[part] = replace(settings, data=settings.data.replace(DATA, data or DATA))
+    return replace(config, **placed)
 
 
 def _configs(axes: Mapping[str, list], base: Settings, by_task: Mapping[str, Settings], own: Settings, where: str):

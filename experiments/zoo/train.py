@@ -27,8 +27,8 @@ from vlprune.batch import Batch
 from vlprune.data import scenes
 from vlprune.models.base import ModelAdapter
 from vlprune.models.checkpoints import build, save_directory
-from vlprune.models.tokenizer import load_tokenizer
 from vlprune.models.text import clean
+from vlprune.models.tokenizer import load_tokenizer
 
 ZOO = Path(__file__).parents[2] / "vlprune" / "models" / "zoo"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]

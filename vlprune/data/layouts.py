@@ -127,7 +127,8 @@ def read(source: Directory | Hub, kind: Kind, split: str) -> Examples:
         return parts[0]
     for key in (name for name in ("image_id", "question_id") if name in parts[0].data.column_names):
         if len({part.data.features[key].dtype for part in parts}) > 1:
-            parts = [Examples(part.data.cast_column(key, Value("string")), part.problems) for part in parts]
+            with tables.no_bars():
+                parts = [Examples(part.data.cast_column(key, Value("string")), part.problems) for part in parts]
     seen: dict[str, int | str] = {}
     problems, start = {}, 0
     for name, part in zip(names, parts):

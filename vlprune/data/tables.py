@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from datasets import (
 )
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetsError
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from vlprune.data.annotations import no_split, split_of
 from vlprune.data.images import ImageFolder
@@ -153,6 +155,18 @@ def _arguments(source: Directory | Hub) -> dict[str, Any]:
     return {"path": MODULES[suffixes.pop()], "data_files": files}
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """While inside, `datasets` shows no progress bars: a sweep has its own."""
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
 def _load(source: Directory | Hub, split: str) -> Dataset:
     """The rows of a split with images undecoded, on disk."""
     own = _split(source, split)
@@ -161,7 +175,8 @@ def _load(source: Directory | Hub, split: str) -> Dataset:
         raise ValueError(f"{source.name}: split {split} has no rows")
     for name, feature in data.features.items():
         if isinstance(feature, ImageFeature):
-            data = data.cast_column(name, ImageFeature(decode=False))
+            with no_bars():
+                data = data.cast_column(name, ImageFeature(decode=False))
     return data
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vlprune.config import DENSE, digest, variant
+from vlprune.config import DENSE, variant
+from vlprune.keys import digest
 from vlprune.record import Record, load_records
 from vlprune.variants import label, labels
 

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vlprune.config import DENSE, masks_key, variant
+from vlprune.config import DENSE, variant
+from vlprune.keys import masks_key
 from vlprune.masks import load_masks, load_provenance, overlap
 from vlprune.record import Record
 from vlprune.reports.frame import rows
