@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -118,6 +119,13 @@ def write_dataset(root: Path) -> Path:
         (root / f"{split}_annotations.json").write_text(json.dumps({"annotations": answered}))
     (root / "dataset_small.json").write_text(json.dumps({"images": rows}))
     return root
+
+
+@pytest.fixture
+def own_caches(tmp_path, monkeypatch):
+    """Caches of this project and of `datasets` that nothing else uses."""
+    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import logging
 
 import annotation_layouts as written
-import datasets
 import pytest
 from annotation_layouts import PAIRS, QUESTIONS, Pair, Question, put
 from conftest import noise_image
@@ -16,9 +15,8 @@ SPLITS = {"train": 6, "val": 3, "test": 4}
 
 
 @pytest.fixture(autouse=True)
-def _own_caches(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+def _own_caches(own_caches):
+    """Every test here reads tables into caches of its own."""
 
 
 @pytest.fixture

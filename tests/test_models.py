@@ -6,9 +6,9 @@ import torch
 from conftest import CAPTIONS, SMALL, noise_image, small_model
 
 from vlprune.models import MODELS, load_model
+from vlprune.models.boxes import patches_in
 from vlprune.models.checkpoints import build, load_directory, save_directory
 from vlprune.models.text import clean
-from vlprune.models.xvlm import patches_in
 
 
 def test_graph_lists_every_linear_weight_outside_the_heads_once(model):

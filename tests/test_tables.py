@@ -4,7 +4,6 @@ import json
 import os
 
 import annotation_layouts as written
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,9 +20,8 @@ class Plain:
 
 
 @pytest.fixture(autouse=True)
-def _own_caches(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+def _own_caches(own_caches):
+    """Every test here reads tables into caches of its own."""
 
 
 @pytest.fixture

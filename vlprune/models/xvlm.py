@@ -10,19 +10,17 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss
 from transformers import EncoderDecoderCache, PreTrainedTokenizerFast
 
 from vlprune.batch import Batch
 from vlprune.models.attention import attention_bias, causal_bias, positions
 from vlprune.models.base import Config
+from vlprune.models.boxes import box_loss, patches_in
 from vlprune.models.fusion import FusionAdapter, TextStates
 from vlprune.models.images import CLIP_MEAN, CLIP_STD, ImageInput, resize_positions, square
+from vlprune.models.masked_words import mask_words
 from vlprune.models.modeling_xvlm import CLIP, XVLMModules
 from vlprune.models.text import Tokens, pad
-
-MASK_PROBABILITY = 0.25
-MAX_MASKED = 8
 
 
 class XVLM(XVLMModules, FusionAdapter):
@@ -283,51 +281,20 @@ class XVLM(XVLMModules, FusionAdapter):
 
     def _mlm_loss(self, tokens: Tokens, images: Tensor, image_valid: Tensor | None, generator: Generator) -> Tensor:
         """Cross-entropy of masked words: a quarter of each text's words, at least one and at most eight pieces."""
-        masked_ids, chosen = self._mask_words(tokens, generator)
+        masked_ids, chosen = mask_words(tokens, self.tokenizer, generator)
         masked = Tokens(masked_ids, tokens.valid)
         hidden = self.fuse(TextStates(masked, self.encode_tokens(masked)), images, image_valid)
         return F.cross_entropy(self.text_encoder.cls(hidden[chosen]), tokens.ids[chosen])
-
-    def _mask_words(self, tokens: Tokens, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Ids after masking whole words and (n, length) bool, what was chosen: 80 % [MASK], 10 % random, 10 % kept."""
-        ids, vocabulary = tokens.ids, len(self.tokenizer)
-        pieces = self.tokenizer.convert_ids_to_tokens(list(range(vocabulary)))
-        inner = torch.tensor([str(piece).startswith("##") for piece in pieces], device=ids.device)[ids]
-        word = (~inner).long().cumsum(1) - 1
-        draws = torch.rand(ids.shape, generator=generator).to(ids.device).gather(1, word)
-        draws = draws.masked_fill(~tokens.valid, 2.0)
-        draws[:, 0] = 2.0
-        ranked = draws.argsort(1).argsort(1)
-        chosen = ((draws < MASK_PROBABILITY) & (ranked < MAX_MASKED)) | ((ranked == 0) & (draws < 2.0))
-        fate = torch.rand(ids.shape, generator=generator).to(ids.device)
-        random = torch.randint(vocabulary, ids.shape, generator=generator).to(ids.device)
-        replaced = torch.where(fate < 0.8, self.token_id("[MASK]"), torch.where(fate < 0.9, random, ids))
-        return torch.where(chosen, replaced, ids), chosen
 
     def _box_loss(self, batch: Batch, phrases: Sequence[str], images: Tensor) -> Tensor:
         """L1 + GIoU of the box that the phrase's fusion with the whole image predicts."""
         index = torch.tensor([position for position, _, _ in batch.regions], device=self.device)
         target = torch.tensor([box for _, box, _ in batch.regions], device=self.device, dtype=torch.float32)
         hidden = self.fuse(self.encode_texts(phrases), images[index])
-        predicted = self.bbox_head(hidden[:, 0]).sigmoid()
-        corners = box_convert(target, "xywh", "xyxy")
-        l1 = F.l1_loss(predicted, box_convert(target, "xywh", "cxcywh"))
-        return 4 * l1 + generalized_box_iou_loss(box_convert(predicted, "cxcywh", "xyxy"), corners, reduction="mean")
+        return box_loss(self.bbox_head(hidden[:, 0]).sigmoid(), target)
 
 
 def _phrases(batch: Batch) -> list[str]:
     """The phrases of a batch's regions; none where all are alike, since matching needs a negative for each."""
     phrases = [phrase for _, _, phrase in batch.regions]
     return phrases if len(set(phrases)) > 1 else []
-
-
-def patches_in(boxes: Tensor, side: int) -> Tensor:
-    """Which patches of a side × side grid a box touches: boxes (n, 4) [x, y, w, h] in fractions -> (n, side²) bool."""
-    edges = torch.arange(side, device=boxes.device) / side
-    x0, y0, w, h = boxes.unbind(1)
-
-    def touched(start: Tensor, length: Tensor) -> Tensor:
-        end = (start + length)[:, None]
-        return (edges < end) & (edges + 1 / side > start[:, None])
-
-    return (touched(y0, h)[:, :, None] & touched(x0, w)[:, None, :]).flatten(1)
