@@ -100,6 +100,28 @@ def test_saving_again_what_was_loaded_changes_nothing(model, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def test_an_xvlm_that_transformers_saved_again_is_tied_and_loads_here(tmp_path):
+    from transformers import AutoModel
+
+    model = small_model("xvlm")
+    save_directory(model, tmp_path / "a")
+    plain = AutoModel.from_pretrained(tmp_path / "a", trust_remote_code=True)
+    words = plain.text_encoder.embeddings.word_embeddings.weight
+    assert plain.text_encoder.cls.predictions.decoder.weight is words
+    plain.save_pretrained(tmp_path / "b")
+    model.tokenizer.save_pretrained(tmp_path / "b")
+    again = load_directory(tmp_path / "b")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter), name
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path):
+    save_directory(small_model("blip"), tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer: EOF"):
+        load_directory(tmp_path)
+
+
 @pytest.fixture(params=sorted(CLASSES))
 def transformers_blip(request, tmp_path):
     """(task, a random BLIP of transformers for it, the directory it was saved in with a tokenizer)."""
@@ -183,6 +205,7 @@ def test_files_that_are_no_model_are_refused_in_one_line(tmp_path):
     small = small_model("blip")
     save_directory(small, tmp_path)
     refused("{", "is no JSON")
+    refused("[]", "must hold the settings of a model")
     refused('{"model_type": "clip"}', "a model of vlprune or a BLIP of transformers, got model_type 'clip'")
     with pytest.raises(OSError, match="there is no directory 'nobody/nothing', and the hub does not give it"):
         load_model("nobody/nothing")

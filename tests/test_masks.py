@@ -101,6 +101,17 @@ def test_masks_of_another_model_are_refused_and_nothing_changes():
     assert torch.equal(model.weight("eyes.0"), before)
 
 
+def test_moved_weights_that_are_missing_change_nothing():
+    model = nn.ModuleDict({"eyes": nn.ModuleList([nn.Linear(2, 3), nn.Linear(3, 2)])})
+    before = model["eyes"][0].weight.clone()
+    bits = {f"eyes.{i}": torch.zeros(model["eyes"][i].weight.shape, dtype=torch.bool) for i in range(2)}
+    for wrong in ({}, {"eyes.1": torch.zeros(3, 3)}):
+        masks = Masks(bits, {"eyes.0": torch.ones(3, 2), **wrong})
+        with pytest.raises(ValueError, match=r"layer 'eyes.1': no moved weight of its mask's shape \(2, 3\)"):
+            masks.apply(model)
+        assert torch.equal(model["eyes"][0].weight, before)
+
+
 def test_sparsity_is_the_pruned_fraction():
     assert sparsity({"a": torch.tensor([[True, False]]), "b": torch.tensor([[False, False]])}) == 0.75
 

@@ -144,6 +144,10 @@ def test_masks_of_the_reference_are_read(blip, shared, tmp_path):
     torch.save(state, tmp_path / "masks.pth")
     with pytest.raises(ValueError, match=r"itm_head.weight_pruning_mask prunes what is not prunable in blip"):
         import_masks(tmp_path / "masks.pth", model)
+    state["itm_head.weight_pruning_mask"][0, 0] = 0.5
+    torch.save(state, tmp_path / "masks.pth")
+    with pytest.raises(ValueError, match=r"itm_head.weight_pruning_mask must hold 0 and 1 alone"):
+        import_masks(tmp_path / "masks.pth", model)
 
 
 def checkpoint(family, path, **changes):
@@ -203,8 +207,37 @@ def test_bad_checkpoint_files_are_refused_in_one_line(tmp_path):
     refused("Swin")
     torch.save({"model": OrderedDict, "x": Masks}, path)
     refused("holds more than tensors")
+    torch.save({"model": {0: torch.zeros(2)}}, path)
+    refused("holds no state dict of tensors")
+    checkpoint("blip", path, **{"itm_head.bias": torch.zeros(2, dtype=torch.int8)})
+    refused("itm_head.bias must hold floating-point weights, got torch.int8")
+    checkpoint("blip", path)
+    (tmp_path / "config.json").write_text('{"family": "blip"}')
+    refused("with 'vision' and 'text' beside a 'family'")
+    (tmp_path / "config.json").unlink()
+    torch.save({"visual_encoder.norm.weight": torch.zeros(2)}, path)
+    refused("its sizes cannot be told: 'vision_model.embeddings.position_embedding'")
     path.write_bytes(path.read_bytes()[:50])
     refused("is damaged")
+
+
+def test_answers_read_states_of_the_texts_width(tmp_path):
+    """An official VQA checkpoint whose images are wider than its texts; its decoder never sees images."""
+    config = small_model("blip").config
+    vision = {**config["vision"], "hidden_size": 64}
+    config = {**config, "vision": vision, "trained_for": "vqa"}
+    config["text"] = {**config["text"], "encoder_hidden_size": 64}
+    model = build(config, small_model("blip").tokenizer).eval()
+    layer = "encoder.layer.0.crossattention.self.key"
+    assert model.weight(f"text_encoder.{layer}").shape == (32, 64)
+    assert model.weight(f"text_decoder.bert.{layer}").shape == (32, 32)
+    names = {ours_to_official("blip", name): p for name, p in model.state_dict().items()}
+    torch.save({"model": names}, tmp_path / "vqa.pth")
+    model.tokenizer.save_pretrained(tmp_path)
+    again = load_official(tmp_path / "vqa.pth", heads=(2, 2))
+    memory, valid = again.encode_questions(again.encode_images(torch.zeros(1, 3, 32, 32)), ["what is it?"])
+    start = Tokens(torch.tensor([[again.start_id]]), torch.ones(1, 1, dtype=torch.bool))
+    assert again.decode("answer", start, memory, valid).isfinite().all()
 
 
 @pytest.mark.parametrize(("family", "edges", "layers"), [("blip", 226_492_416, 216), ("xvlm", 184_025_088, 168)])
@@ -229,7 +262,7 @@ def test_every_official_name_has_one_of_ours(family, shared):
                 assert ours == entry["transformers"]
 
 
-def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path):
+def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path, caplog):
     from transformers import BlipForConditionalGeneration, BlipForQuestionAnswering
 
     model = small_model("blip")
@@ -238,6 +271,8 @@ def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path):
     for cls in (BlipForConditionalGeneration, BlipForQuestionAnswering):
         plain = cls.from_pretrained(tmp_path)
         masks.apply(plain)
+        assert ("the model has no text_encoder" in caplog.text) == (cls is BlipForConditionalGeneration)
+        caplog.clear()
         for name, parameter in plain.named_parameters():
             layer = model.layer_of(name)
             if name.endswith(".weight") and layer in masks:
@@ -248,3 +283,35 @@ def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path):
     with pytest.raises(ValueError, match=r"has no weight vision_model.nowhere.weight"):
         other.apply(model)
     assert set(SMALL) == {"blip", "xvlm"}
+
+
+def test_a_vocabulary_file_beside_a_checkpoint_gets_blips_tokens(tmp_path):
+    model = checkpoint("blip", tmp_path / "m.pth")
+    (tmp_path / "config.json").write_text(json.dumps(model.config))
+    (tmp_path / "tokenizer.json").unlink()
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(len(model.tokenizer) - 7))]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    again = load_model(str(tmp_path / "m.pth"))
+    assert [again.token_id("[DEC]"), again.token_id("[ENC]")] == [len(pieces), len(pieces) + 1]
+
+
+def test_a_checkpoint_without_what_tells_its_sizes_is_refused(tmp_path):
+    model = checkpoint("xvlm", tmp_path / "m.pth")
+    state = torch.load(tmp_path / "m.pth", weights_only=True)["model"]
+    torch.save({k: v for k, v in state.items() if "crossattention" not in k}, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"its sizes cannot be told: .*crossattention"):
+        load_official(tmp_path / "m.pth", heads=(2, 2))
+    torch.save({**state, "itm_head.0.bias": torch.zeros(64, dtype=torch.long)}, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"itm_head.0.bias must hold floating-point weights, got torch.int64"):
+        load_official(tmp_path / "m.pth", heads=(2, 2))
+    assert model.family == "xvlm"
+
+
+def test_a_blip_fine_tuned_for_vqa_with_unequal_widths(batch):
+    small = small_model("blip")
+    narrow = {**small.config["vision"], "hidden_size": 16, "intermediate_size": 32}
+    text = {**small.config["text"], "encoder_hidden_size": 16}
+    config = {**small.config, "vision": narrow, "text": text, "trained_for": "vqa"}
+    model = build(config, small.tokenizer).eval()
+    assert model.get_parameter("text_decoder.bert.encoder.layer.0.crossattention.self.key.weight").shape == (32, 32)
+    assert model.pretraining_losses(batch, torch.Generator())["lm"].isfinite()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_model
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from vlprune.config import ConfigError
 from vlprune.masks import load_masks, load_provenance, mask_hash, measure, sparsity
@@ -118,6 +118,20 @@ def test_the_command_line_says_what_it_cost(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.startswith("error: --out must be")
+
+
+def test_a_full_disk_is_one_line_too_where_safetensors_meets_it(tmp_path, monkeypatch, capsys):
+    def full(*_args, **_kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("vlprune.masks.save_file", full)
+    arguments = ["prune", "--model", "tiny-xvlm", "--method", "omp", "--sparsity", "0.5", "--out", str(tmp_path / "x")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: I/O error: No space left on device (os error 28)\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_code_of_a_card_loads_the_model_without_this_project(source, tmp_path):

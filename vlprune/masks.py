@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import reprlib
@@ -22,6 +23,7 @@ from vlprune.atomic import atomic
 from vlprune.graph import LayerGraph
 
 _FORMAT = "vlprune-masks-1"
+logger = logging.getLogger(__name__)
 
 
 class Masks(dict[str, Tensor]):
@@ -47,13 +49,16 @@ class Masks(dict[str, Tensor]):
 
         A weight is found by the name of its layer or by an alias, all of them where the model does not share them.
         A part (first word of the names) that the model does not have at all, as a captioner has no text encoder, is
-        left out.
+        left out with a warning.
 
         Raises:
             ValueError: a layer that the model's part lacks, a weight of another shape, no layer found; nothing has
                 changed then.
         """
         found = self._parameters(model)
+        if absent := [name for name, parameters in found.items() if not parameters]:
+            parts = ", ".join(sorted({name.split(".")[0] for name in absent}))
+            logger.warning("the masks of %d layers are left out: the model has no %s", len(absent), parts)
         with torch.no_grad():
             for name, parameters in found.items():
                 for parameter in parameters:
@@ -66,6 +71,8 @@ class Masks(dict[str, Tensor]):
         parts = {name.split(".")[0] for name in parameters}
         found: dict[str, list[nn.Parameter]] = {}
         for name, mask in self.items():
+            if self.weights is not None and (name not in self.weights or self.weights[name].shape != mask.shape):
+                raise ValueError(f"layer '{name}': no moved weight of its mask's shape {tuple(mask.shape)}")
             names = (name, *self.aliases.get(name, ()))
             there = {f"{n}.weight": parameters[f"{n}.weight"] for n in names if f"{n}.weight" in parameters}
             expected = [n for n in names if n.split(".")[0] in parts]
@@ -212,7 +219,7 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
         masks = Masks(bits, weights, json.loads(header.get("aliases", "{}")))
         if mask_hash(masks) != header["hash"]:
             raise ValueError("its hash does not match its content")
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an intact mask bundle: {error}") from error
     return masks
 

@@ -18,6 +18,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vlprune import memory
@@ -272,7 +273,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         stages = prune(options, console)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     console.print()

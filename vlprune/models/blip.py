@@ -59,7 +59,10 @@ class BLIP(FusionAdapter):
         if trained_for != "captioning":
             self.text_encoder = BlipTextModel(text_config, add_pooling_layer=False)
         if trained_for != "retrieval":
-            self.text_decoder = BlipTextLMHeadModel(text_config)
+            # The answer decoder reads fused states of the text's width, where a captioner reads image tokens.
+            memory = {"encoder_hidden_size": self.text_width} if trained_for == "vqa" else {}
+            decoder = {**text, **memory, "attn_implementation": "eager"}
+            self.text_decoder = BlipTextLMHeadModel(BlipTextConfig(**decoder))
             self._tie_head()
         if trained_for in (PRETRAINING, "retrieval"):
             self.vision_proj = nn.Linear(vision_config.hidden_size, embed_dim)

@@ -36,7 +36,7 @@ ARCHITECTURES = {
     "vqa": "BlipForQuestionAnswering",
 }
 OURS = "vlprune"  # the key of a transformers config that holds what transformers does not know of
-TRANSFORMERS = ("model_type", "architectures", "auto_map", "transformers_version", "dtype")
+TRANSFORMERS = ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "tie_word_embeddings")
 WEIGHTS = (".json", ".safetensors", ".bin", ".pth", ".pt", ".txt")
 
 
@@ -108,8 +108,13 @@ def load_official(
     if stored.get("family") == family:
         config: Config = {key: value for key, value in stored.items() if key not in TRANSFORMERS}
     else:
-        config = (official.blip_config if family == "blip" else official.xvlm_config)(state, heads)
+        try:
+            config = (official.blip_config if family == "blip" else official.xvlm_config)(state, heads)
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"{path} is of another model, its sizes cannot be told: {error}") from None
     tokenizer = tokenizer or _tokenizer_in(path.parent) or bert_tokenizer(family)
+    if family == "blip":
+        _add_blip_tokens(tokenizer, config)
     size = config["text"]["vocab_size"]
     if len(tokenizer) != size:
         raise ValueError(
@@ -130,9 +135,12 @@ def _filled(config: Config, tokenizer: PreTrainedTokenizerFast, state: dict[str,
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(stored, dict) or ("family" in stored and not {"vision", "text"} <= stored.keys()):
+        raise ValueError(f"{path} must hold the settings of a model, with 'vision' and 'text' beside a 'family'")
+    return stored
 
 
 def _config(path: Path, stored: dict[str, Any], state: dict[str, Any]) -> Config:
@@ -161,7 +169,10 @@ def _config(path: Path, stored: dict[str, Any], state: dict[str, Any]) -> Config
 
 def _tokenizer_in(directory: Path) -> PreTrainedTokenizerFast | None:
     there = [directory / name for name in FILES if (directory / name).is_file()]
-    return load_tokenizer(there[0]) if there else None
+    try:
+        return load_tokenizer(there[0]) if there else None
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{there[0]} is no tokenizer: {error}") from None
 
 
 def _add_blip_tokens(tokenizer: PreTrainedTokenizerFast, config: Config) -> None:

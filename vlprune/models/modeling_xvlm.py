@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,7 @@ class XVLMConfig(PreTrainedConfig):
     ) -> None:
         self.vision, self.text = dict(vision or {}), dict(text or {})
         self.fusion_layer, self.embed_dim = fusion_layer, embed_dim
-        super().__init__(**kwargs)
+        super().__init__(**{"tie_word_embeddings": True, **kwargs})
 
 
 class XVLMModel(XVLMModules, PreTrainedModel):
@@ -157,6 +157,10 @@ class XVLMModel(XVLMModules, PreTrainedModel):
 
     config_class = XVLMConfig
     _supports_sdpa = True
+    _tied_weights_keys: ClassVar = {
+        "text_encoder.cls.predictions.decoder.weight": "text_encoder.embeddings.word_embeddings.weight",
+        "text_encoder.cls.predictions.decoder.bias": "text_encoder.cls.predictions.bias",
+    }
 
     def __init__(self, config: XVLMConfig) -> None:
         PreTrainedModel.__init__(self, config)

@@ -77,13 +77,20 @@ def read_official(path: Path) -> tuple[str, dict[str, Tensor]]:
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(is_entry(name, value) for name, value in state.items()):
         raise ValueError(f"{path} holds no state dict of tensors, directly or under 'model' or 'state_dict'")
     names = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     family = _family(path, names)
-    return family, {
-        official_to_ours(family, name): tensor.float() for name, tensor in names.items() if not IGNORED.search(name)
-    }
+    weights = {name: tensor for name, tensor in names.items() if not IGNORED.search(name)}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path}: {name} must hold floating-point weights, got {tensor.dtype}")
+    return family, {official_to_ours(family, name): tensor.float() for name, tensor in weights.items()}
+
+
+def is_entry(name: object, value: object) -> bool:
+    """Whether these are a name and a tensor, as a state dict has them."""
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def unpickle(path: Path) -> Any:
@@ -160,6 +167,8 @@ def xvlm_config(state: Mapping[str, Tensor], heads: tuple[int, int] | None = Non
     config["text"] = _text(state, "text_encoder", "text_encoder.embeddings.word_embeddings.weight", heads)
     fusion = [int(name.split(".")[2]) for name in state if ".crossattention.self.query.weight" in name]
     config["local_attn_depth"] = min(4, config["vision"]["num_hidden_layers"])
+    if not fusion:
+        raise KeyError("text_encoder.layer.#.crossattention")
     config["fusion_layer"], config["embed_dim"] = min(fusion), len(state["vision_proj.weight"])
     return config
 

@@ -13,7 +13,7 @@ from vlprune.atomic import atomic
 from vlprune.config import unknown
 from vlprune.masks import Masks, check_fits
 from vlprune.models.base import ModelAdapter
-from vlprune.models.official import PREFIXES, official_to_ours, ours_to_official, unpickle
+from vlprune.models.official import PREFIXES, is_entry, official_to_ours, ours_to_official, unpickle
 
 WEIGHT, BIAS = ".weight_pruning_mask", ".bias_pruning_mask"
 # BLIP's momentum copies, which the reference masks too, with ones.
@@ -28,16 +28,18 @@ def import_masks(path: Path, model: ModelAdapter) -> Masks:
     must be ones. A shared weight may be there once or under each name.
 
     Raises:
-        ValueError: a damaged file, masks of another model, pruned biases or heads.
+        ValueError: a damaged file, other values than 0 and 1, masks of another model, pruned biases or heads.
     """
     state = unpickle(path)
-    if not isinstance(state, Mapping) or not all(isinstance(mask, Tensor) for mask in state.values()):
+    if not isinstance(state, Mapping) or not all(is_entry(name, mask) for name, mask in state.items()):
         raise ValueError(f"{path} is no dict of masks")
     family = _family(model)
     names = {alias: layer.name for layer in model.graph for alias in (layer.name, *layer.aliases)}
     masks: dict[str, Tensor] = {}
     for full, values in state.items():
         mask = values != 0
+        if not torch.equal(mask.to(values.dtype), values):
+            raise ValueError(f"{path}: {full} must hold 0 and 1 alone")
         name, _, kind = full.rpartition(".")
         if f".{kind}" not in (WEIGHT, BIAS):
             raise ValueError(f"{path}: wanted names that end with {WEIGHT} or {BIAS}, got {full}")
