@@ -14,13 +14,13 @@ LOADING = {
 
 model = {first}.from_pretrained(DIRECTORY){others}
 tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
-images = AutoImageProcessor.from_pretrained(DIRECTORY, backend="pil")  # the other backend rounds now and then""",
+images = AutoImageProcessor.from_pretrained(DIRECTORY, backend="pil")  # the other backend resizes otherwise""",
     "xvlm": """from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 # modeling_xvlm.py in this directory needs torch and transformers alone.
 model = AutoModel.from_pretrained(DIRECTORY, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)  # texts are [CLS] pieces, without [SEP]
-images = AutoImageProcessor.from_pretrained(DIRECTORY, backend="pil")  # the other backend rounds now and then""",
+images = AutoImageProcessor.from_pretrained(DIRECTORY, backend="pil")  # the other backend resizes otherwise""",
     "open_clip": """import open_clip
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIRECTORY")
@@ -33,7 +33,8 @@ BLIP_CLASSES = {
 }
 NOTES = {
     "blip": "Texts that look at an image begin with the token [ENC], captions and answers with [DEC], as in BLIP's own "
-    "code; transformers leaves that to the caller, and its report names the parts that a class does not use.",
+    "code; transformers leaves that to the caller, and its report names the parts that a class does not use. "
+    "Its answer decoder does not see which tokens of a question are padding: ask questions of equal length together.",
     "xvlm": "`model(pixel_values, input_ids, attention_mask)` gives image and text features, fused states and matching "
     "logits.",
     "open_clip": "Query, key and value weights are packed as open_clip holds them.",

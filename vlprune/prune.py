@@ -276,6 +276,8 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("stopped; what was written in full is kept")
     console.print()
     console.print(stages.table())
 
