@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, small_model
+from conftest import small_model
 from golden_models import decoder_tokens, official, record, tokens_of
 from safetensors.torch import load_file
 from torch import nn
@@ -282,7 +282,6 @@ def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path, caplog):
     other = Masks({"vision_model.nowhere": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"has no weight vision_model.nowhere.weight"):
         other.apply(model)
-    assert set(SMALL) == {"blip", "xvlm"}
 
 
 def test_a_vocabulary_file_beside_a_checkpoint_gets_blips_tokens(tmp_path):
@@ -296,7 +295,7 @@ def test_a_vocabulary_file_beside_a_checkpoint_gets_blips_tokens(tmp_path):
 
 
 def test_a_checkpoint_without_what_tells_its_sizes_is_refused(tmp_path):
-    model = checkpoint("xvlm", tmp_path / "m.pth")
+    checkpoint("xvlm", tmp_path / "m.pth")
     state = torch.load(tmp_path / "m.pth", weights_only=True)["model"]
     torch.save({k: v for k, v in state.items() if "crossattention" not in k}, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=r"its sizes cannot be told: .*crossattention"):
@@ -304,7 +303,6 @@ def test_a_checkpoint_without_what_tells_its_sizes_is_refused(tmp_path):
     torch.save({**state, "itm_head.0.bias": torch.zeros(64, dtype=torch.long)}, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=r"itm_head.0.bias must hold floating-point weights, got torch.int64"):
         load_official(tmp_path / "m.pth", heads=(2, 2))
-    assert model.family == "xvlm"
 
 
 def test_a_blip_fine_tuned_for_vqa_with_unequal_widths(batch):
