@@ -117,12 +117,12 @@ def prune(options: Options, console: Console) -> Stages:
     """
     methods, settings = _settings(options)
     calibration = CalibrationConfig(
-        options.calibration,
-        options.n_batches,
-        options.batch_size,
-        options.steps,
-        options.step_batches,
-        options.alignment,
+        data=options.calibration,
+        n_batches=options.n_batches,
+        batch_size=options.batch_size,
+        steps=options.steps,
+        step_batches=options.step_batches,
+        alignment=options.alignment,
     )
     several = len(settings) > 1
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
