@@ -160,6 +160,14 @@ tasks = ["retrieval", "vqa"]
         load(tmp_path, text)
 
 
+def test_a_directory_of_all_tasks_below_the_data_directory_stays_one(tmp_path):
+    (tmp_path / "photos").mkdir()
+    base = '[base]\ntask.data = "{data}/photos"\n'
+    grid = '[[grid]]\nmodels = ["tiny-blip"]\nmethods = ["omp"]\nsparsities = [0.9]\ntasks = ["retrieval"]\n'
+    for text, wanted in ((base + grid, tmp_path / "photos"), (grid, tmp_path)):
+        assert {cell.config.task.data for cell in load(tmp_path, text, data=str(tmp_path)).cells} == {str(wanted)}
+
+
 def test_a_limited_table_has_another_name_and_other_runs(tmp_path):
     path = tmp_path / "t.toml"
     path.write_text(TABLE)

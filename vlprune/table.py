@@ -136,7 +136,7 @@ def load_table(
         selection: axis values to run instead of those of the file. An entry keeps those that it lists; a value that no
             entry lists joins all of them.
         data: data set or directory of the task, and of the calibration unless `[base]` names another. In the file,
-            "{data}/coco" is a directory below it.
+            "{data}/coco" is a directory below it, and stays one.
         limit: runs the same on so many samples (see `config.limited`); the table is called so.
 
     Raises:
@@ -146,7 +146,9 @@ def load_table(
     _check_keys(document, ("base", "task", "grid"), path.name)
     base = _settings(document.get("base", {}), f"{path.name}: [base]")
     if data is not None:
-        base.setdefault("task", {})["data"] = data
+        task = base.setdefault("task", {})
+        if DATA not in str(task.get("data")):
+            task["data"] = data
         base.setdefault("calibration", {}).setdefault("data", data)
     by_task = {}
     for task, values in _table(document.get("task", {}), f"{path.name}: [task]").items():
