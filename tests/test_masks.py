@@ -160,7 +160,7 @@ def test_a_bundle_holds_one_bit_an_edge(tmp_path):
     assert (tmp_path / "m").stat().st_size < 400 * 800 / 8 + 1000
 
 
-def test_the_hash_sees_bits_shapes_names_and_weights_and_no_order():
+def test_the_hash_sees_bits_shapes_names_aliases_and_weights_and_no_order():
     masks = random_masks(moved=True)
     same = Masks({name: masks[name] for name in reversed(masks)}, masks.weights)
     assert mask_hash(same) == mask_hash(masks)
@@ -168,6 +168,7 @@ def test_the_hash_sees_bits_shapes_names_and_weights_and_no_order():
     others += [Masks({name + "x": mask for name, mask in masks.items()})]
     others += [Masks({name: mask.reshape(1, -1) for name, mask in masks.items()})]
     others += [Masks({**masks}, {name: weight * 2 for name, weight in masks.weights.items()})]
+    others += [Masks(masks, masks.weights, {name: [name + "x"] for name in masks})]
     assert len({mask_hash(other) for other in [masks, *others]}) == len(others) + 1
 
 

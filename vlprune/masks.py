@@ -168,10 +168,10 @@ def unpack_bits(packed: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool
 
 
 def mask_hash(masks: Masks) -> str:
-    """sha256 over names, shapes, bits and, when present, moved weights; the order of the layers does not matter."""
+    """sha256 over names, shapes, bits and, where there are, aliases and moved weights; not over the order of layers."""
     digest = hashlib.sha256()
     for name in sorted(masks):
-        digest.update(f"{name} {tuple(masks[name].shape)}\n".encode())
+        digest.update(" ".join((name, *masks.aliases.get(name, ()), f"{tuple(masks[name].shape)}\n")).encode())
         digest.update(pack_bits(masks[name]).numpy().data)
         if masks.weights is not None:
             weight = masks.weights[name].detach().cpu().contiguous()
