@@ -158,7 +158,7 @@ def cached_masks(
 
 def _on(device: torch.device, masks: Masks) -> Masks:
     weights = None if masks.weights is None else {name: w.to(device) for name, w in masks.weights.items()}
-    return Masks({name: mask.to(device) for name, mask in masks.items()}, weights)
+    return Masks({name: mask.to(device) for name, mask in masks.items()}, weights, masks.aliases)
 
 
 @contextmanager
