@@ -29,6 +29,10 @@ class VisionLanguageModel(Protocol):
         """Unit features (n, d) and tokens (n, t, width)."""
         ...
 
+    def tokens_of(self, images: Sequence[Image]) -> Tensor:
+        """Tokens (n, t, width); a model without features has them too."""
+        ...
+
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, TextStates]:
         """Unit features (n, d) and the states that `match` takes."""
         ...
@@ -52,7 +56,7 @@ class VisionLanguageModel(Protocol):
         ...
 
     def rank_answers(self, images: Tensor, questions: Sequence[str], answers: Sequence[str], k: int) -> Tensor:
-        """Scores (n, n_answers), -inf beyond the k first candidates; images are embed_images' tokens (n, t, width)."""
+        """Scores (n, n_answers), -inf beyond the k first candidates; images are tokens_of's (n, t, width)."""
         ...
 
     def vqa_loss(

@@ -144,7 +144,7 @@ def predict(
     chosen: dict[int, str] = {}
     for start in range(0, len(images), IMAGES):
         group = images[start : start + IMAGES]
-        _, tokens = model.embed_images([examples[first[image]]["image"] for image in group])
+        tokens = model.tokens_of([examples[first[image]]["image"] for image in group])
         asked = [(row, i) for row, image in enumerate(group) for i in of_image[image]]
         asked.sort(key=lambda pair: len(keys[pair[1]][1]))  # questions of like length, so that there is little padding
         for begin in range(0, len(asked), QUESTIONS):

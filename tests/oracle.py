@@ -40,10 +40,12 @@ class Oracle:
         self.images_embedded = self.pairs_matched = 0
         self.received = {}
 
-    def embed_images(self, images):
+    def tokens_of(self, images):
         self.images_embedded += len(images)
-        numbers = self._numbers(images)
-        return torch.nn.functional.one_hot(numbers, 16).float(), numbers.float()[:, None, None].expand(-1, 3, 2)
+        return self._numbers(images).float()[:, None, None].expand(-1, 3, 2)
+
+    def embed_images(self, images):
+        return torch.nn.functional.one_hot(self._numbers(images), 16).float(), self.tokens_of(images)
 
     def embed_texts(self, texts):
         numbers = torch.tensor([int(re.search(r"picture (\d+)", text)[1]) for text in texts])

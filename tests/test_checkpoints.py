@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from transformers import (
     BlipVisionConfig,
 )
 
+from eval import get_task
+from vlprune import pipeline
+from vlprune.config import TaskConfig
 from vlprune.masking import compute_masks
 from vlprune.masks import apply_masks
 from vlprune.models import load_model
@@ -165,6 +169,17 @@ def test_a_blip_of_transformers_becomes_a_model_of_its_task(transformers_blip, b
             assert model.weight(layer.name).grad.abs().sum() > 0, layer.name
     model.add_task_head(task)
     assert {layer.name for layer in model.graph} == {model.layer_of(layer.name + ".weight") for layer in model.graph}
+
+
+def test_a_blip_of_transformers_does_its_task(transformers_blip):
+    name, _, directory = transformers_blip
+    model, task, settings = load_model(str(directory)), get_task(name), TaskConfig(name=name, data="scenes")
+    examples = pipeline.examples(replace(settings, limit=12), "test")
+    with torch.inference_mode():
+        predictions = task.predict(model, examples, settings, ["red", "two circles"])
+    scores = task.score(predictions, examples.remove_columns("image").to_list())
+    assert set(scores) == set(task.metrics)
+    assert task.loss(model, [examples[row] for row in range(4)], torch.Generator()).isfinite()
 
 
 @pytest.mark.parametrize("method", ["multiflow", "snip"])

@@ -233,9 +233,13 @@ class FusionAdapter(ModelAdapter):
 
     # ---- the tasks' interface (eval.base.VisionLanguageModel) ----
 
+    def tokens_of(self, images: Sequence[Image.Image]) -> Tensor:
+        """Tokens (n, t, width)."""
+        return self.encode_images(self.pixels(images))
+
     def embed_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Unit features (n, d) and tokens (n, t, width)."""
-        tokens = self.encode_images(self.pixels(images))
+        tokens = self.tokens_of(images)
         return self.image_features(tokens), tokens
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, TextStates]:
@@ -254,7 +258,7 @@ class FusionAdapter(ModelAdapter):
         self, images: Sequence[Image.Image], texts: Sequence[str], image_ids: Sequence[Any], generator: Generator
     ) -> Tensor:
         """ITC + ITM of n pairs; pairs of the same image_id are all positives."""
-        tokens = self.encode_images(self.pixels(images))
+        tokens = self.tokens_of(images)
         states = self.encode_texts(texts)
         image_features, text_features = self.image_features(tokens), self.text_features(states.hidden)
         positive = torch.tensor([[a == b for b in image_ids] for a in image_ids], device=self.device)
@@ -264,7 +268,7 @@ class FusionAdapter(ModelAdapter):
 
     def generate(self, images: Sequence[Image.Image], *, num_beams: int, max_length: int, min_length: int) -> list[str]:
         """One caption an image; lengths in tokens, prompt included."""
-        memory = self.encode_images(self.pixels(images)).repeat_interleave(num_beams, 0)
+        memory = self.tokens_of(images).repeat_interleave(num_beams, 0)
         prompt = [self.start_id, *self._pieces([self.prompt])[0]]
 
         def step(ids: Tensor, cache: EncoderDecoderCache) -> Tensor:
@@ -285,7 +289,7 @@ class FusionAdapter(ModelAdapter):
 
     def captioning_loss(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
         """Language-model loss of n captions after the prompt."""
-        return self.caption_loss(self.encode_images(self.pixels(images)), captions, self.prompt)
+        return self.caption_loss(self.tokens_of(images), captions, self.prompt)
 
     def encode_questions(self, image_tokens: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Fused hidden states (n, length, width) of n questions at n images' tokens, and their validity."""
@@ -318,7 +322,7 @@ class FusionAdapter(ModelAdapter):
         weights: Sequence[Sequence[float]],
     ) -> Tensor:
         """Weighted sum of the sequence losses of each question's answers, a question's mean."""
-        return self.answer_loss(self.encode_images(self.pixels(images)), questions, answers, weights)
+        return self.answer_loss(self.tokens_of(images), questions, answers, weights)
 
     def answer_loss(
         self,
