@@ -90,6 +90,24 @@ def test_retrieval_needs_ten_texts(configs):
         preflight([replace(configs[0], task=replace(retrieval, limit=1))])
 
 
+def test_retrieval_needs_ten_candidates(configs):
+    few = replace(configs[0].task, name="retrieval", k_test=8)
+    with pytest.raises(ConfigError, match=r"task.k_test of retrieval must be at least 10, got 8"):
+        preflight([replace(configs[0], task=few)])
+
+
+def test_vqa_accuracy_needs_two_answers(configs, dataset, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "images").symlink_to(dataset / "images")
+    for split in ("train", "test"):
+        entries = [{"image": f"{n:04d}.png", "question": "is it?", "answer": "yes"} for n in range(1, 5)]
+        (lists / f"vqa_{split}.json").write_text(json.dumps(entries))
+    own = replace(configs[0], task=replace(configs[0].task, data=str(lists)))
+    with pytest.raises(ConfigError, match=r"at least 2 answers .* the test examples of vqa .* 4 have 1, the first is"):
+        preflight([own])
+
+
 def test_broken_images_are_listed_where_they_are_left_out(configs, dataset):
     (dataset / "images" / "0003.png").write_bytes(b"no picture")
     (dataset / "images" / "0017.png").unlink()

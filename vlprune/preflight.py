@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from datasets import Dataset
 
 from eval import get_task
 from eval.retrieval import LEVELS
@@ -76,16 +77,31 @@ def _check_split(task: TaskConfig, split: str, *, skip_broken: bool) -> list[str
     """The images of a split that are left out."""
     what = f"the {split} examples of {task.name} in {task.data!r}"
     found = _load(what, lambda: examples(task, split, skip_broken=skip_broken))
-    if task.name == "retrieval" and split != task.train:
-        texts = sum(map(len, found.select_columns("captions")["captions"]))
-        if texts < LEVELS[-1]:
-            raise ConfigError(f"retrieval counts the right ones among {LEVELS[-1]} texts, {what} have {texts}")
     kind = get_task(task.name).examples
+    if split != task.train:
+        _check_scored(task, found, what)
     if kind == "questions" and split == task.train and (listed := load_answers(task.data)) is not None:
         trap = guards.missed_answers(listed, found.select_columns("answers").to_list())
         if trap:
             log.warning(f"{task.data}: {trap}")
     return broken_images(task.data, kind, split, task.limit) if skip_broken else []
+
+
+def _check_scored(task: TaskConfig, found: Dataset, what: str) -> None:
+    """Whether the metrics can be computed on the examples of a split."""
+    if task.name == "retrieval":
+        texts = sum(map(len, found.select_columns("captions")["captions"]))
+        if texts < LEVELS[-1]:
+            raise ConfigError(f"retrieval counts the right ones among {LEVELS[-1]} texts, {what} have {texts}")
+        if task.k_test < LEVELS[-1]:
+            raise ConfigError(f"task.k_test of retrieval must be at least {LEVELS[-1]}, got {task.k_test}")
+    if get_task(task.name).examples == "questions":
+        asked = found.select_columns(["question_id", "answers"]).to_list()
+        if single := [row["question_id"] for row in asked if len(row["answers"]) == 1]:
+            raise ConfigError(
+                f"the accuracy of VQA leaves one person out and needs at least 2 answers to a question, in {what} "
+                f"{len(single)} have 1, the first is question_id {single[0]!r}"
+            )
 
 
 def _load(what: str, load: Callable[[], T]) -> T:
