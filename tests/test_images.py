@@ -118,6 +118,36 @@ def test_numbered_images_of_several_years_are_told_apart_by_the_question_file(tm
         assert found.tobytes() == noise_image({2014: 1, 2017: 2}[year]).tobytes()
 
 
+def test_a_missing_image_is_not_that_of_the_same_name_higher_up(dataset):
+    images = dataset / "images"
+    document = json.loads((dataset / "dataset_small.json").read_text())
+    for row in document["images"]:
+        row["filename"] = f"a/{row['filename']}"
+    (dataset / "dataset_small.json").write_text(json.dumps(document))
+    assert len(load_pairs(str(dataset), "train")) == 12  # there is no folder a
+    (images / "a").mkdir()
+    for path in images.glob("*.png"):
+        path.rename(images / "a" / path.name)
+    (images / "a" / "0002.png").rename(images / "0002.png")
+    with pytest.raises(FileNotFoundError, match=r"images 1: there is no image .*images/a/0002.png"):
+        load_pairs(str(dataset), "train")
+
+
+def test_numbered_images_lie_in_either_place_and_behind_links_that_stay(dataset, tmp_path):
+    images = dataset / "images"
+    (images / "0001.png").rename(dataset / "0001.png")
+    (dataset / "more").mkdir()
+    (images / "0002.png").rename(dataset / "more" / "0002.png")
+    (images / "linked").symlink_to(dataset / "more")
+    (images / "again").symlink_to(images)
+    assert len(load_questions(str(dataset), "train")) == 12
+    (tmp_path / "outside").mkdir()
+    (images / "0003.png").rename(tmp_path / "outside" / "0003.png")
+    (images / "out").symlink_to(tmp_path / "outside")
+    with pytest.raises(FileNotFoundError, match=r"ends with 3; links that leave it are not followed: \S+/images/out$"):
+        load_questions(str(dataset), "train")
+
+
 def spoil(dataset):
     """A truncated, an empty, a missing image and one that is text, and what is said of them."""
     images = dataset / "images"

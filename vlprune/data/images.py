@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,13 +49,14 @@ class ImageFolder:
         self._listed: dict[str, dict[str, bool]] = {}
         self._found: dict[str, Picture] = {}
         self._names: dict[str, str] = {}
-        self._numbers: dict[int, list[str]] | None = None
+        self._numbers: dict[Path, dict[int, list[str]]] = {}
+        self._outside: list[str] = []
 
     def find(self, name: str, where: str, subfolder: str = "") -> Picture:
         """The file of an image that an annotation names by a relative path.
 
-        Folders at the start of the path may be missing on disk, and the file may lie in a subfolder that its name
-        lacks, as COCO's do in `train2014/`.
+        Folders at the start of the path may be missing on disk, all up to the first that is there, and the file may lie
+        in a subfolder that its name lacks, as COCO's do in `train2014/`.
 
         Raises:
             ValueError: a path that leaves the directory, or a file that another name stands for already.
@@ -69,20 +71,12 @@ class ImageFolder:
         Raises:
             ValueError: several images.
         """
-        if self._numbers is None:
-            self._numbers = {}
-            for folder, _, names in os.walk(self.tops[0]) if self.tops else ():
-                for name in sorted(names):
-                    stem, suffix = os.path.splitext(name)
-                    end = re.search(r"(\d+)$", stem)
-                    if end and suffix.lower() in SUFFIXES:
-                        self._numbers.setdefault(int(end[1]), []).append(os.path.join(folder, name))
-        found = sorted(self._numbers.get(number, []))
+        found = next((paths for top in self.tops if (paths := self._numbered(top).get(number))), [])
         if len(found) > 1 and subfolder:
             found = [path for path in found if subfolder in path] or found
         if not found:
-            places = " or ".join(str(top) for top in self.tops[:1])
-            return Picture("", where, f"no image in {places} has a name that ends with {number}")
+            links = f"; links that leave it are not followed: {', '.join(self._outside)}" if self._outside else ""
+            return Picture("", where, f"no image in {self.root} has a name that ends with {number}{links}")
         if len(found) > 1:
             raise ValueError(f"{where}: two images have names that end with {number}: {found[0]}, {found[1]}")
         if found[0] not in self._inside:
@@ -94,25 +88,25 @@ class ImageFolder:
         parts = Path(name).parts
         if not parts or os.path.isabs(name) or ".." in parts or "\0" in name:
             raise ValueError(f"{where}: image path {name!r} leaves {self.tops[0] if self.tops else 'its directory'}")
-        for top in map(str, self.tops):
-            for start in range(len(parts)):
-                for extra in dict.fromkeys(((), (subfolder,) if subfolder else ())):
-                    folder = os.path.join(top, *extra, *parts[start:-1])
-                    linked = self._files(folder).get(parts[-1])
-                    if linked is None:
-                        continue
-                    path = os.path.join(folder, parts[-1])
-                    if linked or folder not in self._inside:
-                        self.stay(path if linked else folder, name, where)
-                        self._inside.add(folder)
-                    if linked and not os.path.isfile(path):
-                        continue
-                    other = self._names.setdefault(path, name)
-                    if other != name:
-                        raise ValueError(
-                            f"{where}: image path {name!r} and, before, {other!r} stand for one file, {path}"
-                        )
-                    return Picture(path, where)
+        extras = dict.fromkeys(((), (subfolder,) if subfolder else ()))
+        for start in range(len(parts)):
+            for top, extra in product(map(str, self.tops), extras):
+                folder = os.path.join(top, *extra, *parts[start:-1])
+                linked = self._files(folder).get(parts[-1])
+                if linked is None:
+                    continue
+                path = os.path.join(folder, parts[-1])
+                if linked or folder not in self._inside:
+                    self.stay(path if linked else folder, name, where)
+                    self._inside.add(folder)
+                if linked and not os.path.isfile(path):
+                    continue
+                other = self._names.setdefault(path, name)
+                if other != name:
+                    raise ValueError(f"{where}: image path {name!r} and, before, {other!r} stand for one file, {path}")
+                return Picture(path, where)
+            if start < len(parts) - 1 and any((top / parts[start]).is_dir() for top in self.tops):
+                break  # the file is missing in a folder that is there; one of its name elsewhere is another
         wanted = os.path.join(self.tops[0], name) if self.tops else name
         return Picture(wanted, where, f"there is no image {wanted}")
 
@@ -123,8 +117,32 @@ class ImageFolder:
             ValueError: with the annotation.
         """
         real = os.path.realpath(path)
-        if not any(real == top or real.startswith(top + os.sep) for top in self._real):
+        if not self._within(real):
             raise ValueError(f"{where}: image path {name!r} leaves {self.root}, it is {real}")
+
+    def _numbered(self, top: Path) -> dict[int, list[str]]:
+        """{number: sorted paths} of the images below a top whose names end with a number."""
+        if top not in self._numbers:
+            numbers, seen = self._numbers.setdefault(top, {}), set()
+            for folder, folders, names in os.walk(top, followlinks=True):
+                real = os.path.realpath(folder)
+                if not self._within(real) and folder not in self._outside:
+                    self._outside.append(folder)
+                if not self._within(real) or real in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                for name in names:
+                    stem, suffix = os.path.splitext(name)
+                    end = re.search(r"(\d+)$", stem)
+                    if end and suffix.lower() in SUFFIXES:
+                        numbers.setdefault(int(end[1]), []).append(os.path.join(folder, name))
+            for paths in numbers.values():
+                paths.sort()
+        return self._numbers[top]
+
+    def _within(self, real: str) -> bool:
+        return any(real == top or real.startswith(top + os.sep) for top in self._real)
 
     def _files(self, folder: str) -> dict[str, bool]:
         """{name: whether it is a link} of the files in a folder, none if there is no such folder."""
