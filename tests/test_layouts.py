@@ -4,6 +4,8 @@ import json
 import logging
 
 import annotation_layouts as written
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from annotation_layouts import PAIRS, QUESTIONS, Pair, Question, put
 from conftest import noise_image
@@ -214,6 +216,32 @@ def test_visual_genome_questions_join_with_half_weight(questions, tmp_path):
     assert len(load_questions(str(tmp_path), "vg", 1)) == 1
 
 
+def test_questions_without_ids_and_tables_without_ids_can_be_summed(questions, pairs, tmp_path):
+    written.vqa_lists(tmp_path, questions)
+    for path in tmp_path.glob("vqa_*.json"):
+        put(path, [{k: v for k, v in item.items() if k != "question_id"} for item in json.loads(path.read_text())])
+    assert load_questions(str(tmp_path), "train+val+test")["question_id"][:] == [-i for i in range(1, 27)]
+    (tmp_path / "pq").mkdir()
+    for split in ("train", "val"):
+        encoded = [pair.file.read_bytes() for pair in pairs if pair.split == split]
+        columns = {"image": encoded, "caption": ["x"] * len(encoded)}
+        pq.write_table(pa.table(columns), tmp_path / "pq" / f"{split}.parquet")
+    found = load_pairs(str(tmp_path / "pq"), "train+val")["image_id"][:]
+    assert found == [*(f"train {i}" for i in range(6)), *(f"val {i}" for i in range(3))]
+
+
+def test_an_id_of_two_images_in_two_splits_is_refused(pairs, tmp_path):
+    for split, pair in (("val", pairs[0]), ("test", pairs[1])):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "p_1.png").write_bytes(pair.file.read_bytes())
+        item = {"image": f"{split}/p_1.png", "question": "Who?", "answer": ["yes", "no"], "question_id": len(split)}
+        put(tmp_path / f"vqa_{split}.json", [item])
+    with pytest.raises(
+        ValueError, match=r"split test of val\+test: image_id 1 is \S+/test/p_1.png, before \S+/val/p_1"
+    ):
+        load_questions(str(tmp_path), "val+test")
+
+
 def test_test_questions_need_no_answers(questions, tmp_path):
     written.vqa_lists(tmp_path / "lists", questions)
     path = tmp_path / "lists" / "vqa_test.json"
@@ -275,6 +303,23 @@ def test_pretraining_lists_without_splits_are_training_data(pairs, tmp_path):
     assert load_pairs(str(tmp_path), "vg_dense+cc3m")["captions"][:] == [["red", "blue"], ["a dog"]]
     with pytest.raises(ValueError, match=r"no split 'val'; it has: cc3m, train, vg_dense, vg_regions"):
         load_pairs(str(tmp_path), "val")
+
+
+@pytest.mark.parametrize("kind", ["byte order mark", "lines", "capital"])
+def test_no_list_of_several_is_dropped(kind, pairs, tmp_path):
+    written.copy_images(tmp_path, pairs)
+    put(tmp_path / "cc3m.json", [{"image": pairs[0].name, "caption": "a dog"}])
+    items = [{"image": pair.name, "caption": "a cat"} for pair in pairs[1:3]]
+    if kind == "byte order mark":
+        (tmp_path / "sbu.json").write_text(json.dumps(items), encoding="utf-8-sig")
+        assert load_pairs(str(tmp_path), "train")["captions"][:] == [["a dog"], ["a cat"], ["a cat"]]
+        return
+    if kind == "lines":
+        (tmp_path / "sbu.json").write_text("\n".join(map(json.dumps, items)))
+    else:
+        put(tmp_path / "sbu.json", [{"Image": item["image"], "caption": "a cat"} for item in items])
+    with pytest.raises(ValueError, match=r"sbu.json(, item 0: lacks image; it has: Image| is no JSON: Extra data)"):
+        load_pairs(str(tmp_path), "train")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_columns_are_wanted_by_their_usual_names(tmp_path, pairs):
     (tmp_path / "f").mkdir()
     pq.write_table(pa.table({"img": [encoded] * 2, "text": ["x", "y"]}), tmp_path / "f" / "val.parquet")
     data = load_pairs(str(tmp_path / "f"), "val")
-    assert data["image_id"][:] == [0, 1]
+    assert data["image_id"][:] == ["val 0", "val 1"]
     assert data[1]["image"].tobytes() == noise_image(0, 8).tobytes()
     with pytest.raises(ValueError, match=r"wanted a column question; it has: img, text"):
         load_questions(str(tmp_path / "f"), "val")
@@ -212,7 +212,11 @@ def test_rows_of_one_id_are_one_image_and_rows_without_ids_are_not(tmp_path, pai
 
     assert ids([7, 5, 7, 5]) == ([7, 5], [["a", "c"], ["b", "d"]], [8, 9])
     assert ids(["x", "y", "z", "x"]) == (["x", "y", "z"], [["a", "d"], ["b"], ["c"]], [8, 9, 10])
-    assert ids([None, 5, None, 5]) == ([0, 1, 2, 3], [["a"], ["b"], ["c"], ["d"]], [8, 9, 10, 11])
+    assert ids([None, 5, None, 5]) == (
+        ["train 0", "train 1", "train 2", "train 3"],
+        [["a"], ["b"], ["c"], ["d"]],
+        [8, 9, 10, 11],
+    )
 
 
 def test_keys_that_two_shards_use_are_two_images(tmp_path, pairs):

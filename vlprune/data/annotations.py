@@ -20,7 +20,7 @@ def read_json(path: Path) -> Any:
         ValueError: not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
 
@@ -44,19 +44,27 @@ def list_items(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def first_entry(path: Path) -> Any:
-    """The first entry of a file that is one list, which is not read whole; None of any other file."""
+    """The first entry of a file that is one list or has an object a line, which is not read whole; else None."""
     size = PEEK
     while True:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             start = file.read(size)
         if not start.lstrip().startswith("["):
-            return None
+            return _first_line(start)
         try:
             return json.JSONDecoder().raw_decode(start.lstrip()[1:].lstrip())[0]
         except json.JSONDecodeError:
             if len(start) < size:
                 return None
             size *= 8
+
+
+def _first_line(start: str) -> Any:
+    line, more, _ = start.lstrip().partition("\n")
+    try:
+        return json.loads(line) if more else None
+    except json.JSONDecodeError:
+        return None
 
 
 def fields(where: str, item: Any, wanted: Mapping[str, Any]) -> list[Any]:

@@ -125,18 +125,40 @@ def read(source: Directory | Hub, kind: Kind, split: str) -> Examples:
     parts = [_read_one(source, kind, name) for name in names]
     if len(parts) == 1:
         return parts[0]
+    if kind == "questions":
+        parts = _counted_on(parts)
     for key in (name for name in ("image_id", "question_id") if name in parts[0].data.column_names):
         if len({part.data.features[key].dtype for part in parts}) > 1:
             with tables.no_bars():
                 parts = [Examples(part.data.cast_column(key, Value("string")), part.problems) for part in parts]
     seen: dict[str, int | str] = {}
+    files: dict[str, str | None] = {}
     problems, start = {}, 0
     for name, part in zip(names, parts):
+        where = f"{source.name}, split {name} of {split}"
         for value in part.data[_KEY[kind]]:
-            once(f"{source.name}, split {name} of {split}", _KEY[kind], value, seen)
+            once(where, _KEY[kind], value, seen)
+        paths = part.data.select_columns(["image"]).flatten().with_format(None)["image.path"]
+        for image_id, path in zip(part.data["image_id"], paths):
+            if files.setdefault(str(image_id), path) != path:
+                raise ValueError(f"{where}: image_id {image_id} is {path}, before {files[str(image_id)]}")
         problems |= {start + row: problem for row, problem in part.problems.items()}
         start += len(part.data)
     return Examples(concatenate_datasets([part.data for part in parts]), problems)
+
+
+def _counted_on(parts: Sequence[Examples]) -> list[Examples]:
+    """Parts whose negative question_ids, which a list without such counts down from -1, go on from those before."""
+    counted, least = [], 0
+    for part in parts:
+        data, ids = part.data, list(part.data["question_id"])
+        if isinstance(ids[0], int) and min(ids) < 0:
+            ids = [i + least if i < 0 else i for i in ids]
+            names = data.column_names
+            data = data.remove_columns("question_id").add_column("question_id", ids).select_columns(names)
+            least = min(ids)
+        counted.append(Examples(data, part.problems))
+    return counted
 
 
 def find_broken(examples: Examples, limit: int | None) -> tuple[list[int], list[str]]:

@@ -116,7 +116,12 @@ def read_answers(directory: Directory) -> list[str] | None:
 
 
 def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, dict) and "image" in entry and ("caption" in entry or not OTHERS & entry.keys())
+    """Whether a list is to be read as one of pairs, if only to say what it lacks: "Image" is meant to be "image"."""
+    return (
+        isinstance(entry, dict)
+        and any(key.lower() == "image" for key in entry)
+        and ("caption" in entry or not OTHERS & entry.keys())
+    )
 
 
 def _boxes(where: str, boxes: Any, captions: list[str]) -> list[dict[str, Any]]:

@@ -42,14 +42,14 @@ INNER = ("raw", "caption", "answer")  # keys of the text in an object
 def read_pairs(source: Directory | Hub, split: str) -> tuple[Dataset, dict[int, str]]:
     """The pairs of a split, one row an image, and {row: what is wrong with its image}; ids that repeat are one image.
 
-    Columns are found by their usual names. Without a column of ids, an image_id is the number of the row.
+    Columns are found by their usual names. Without a column of ids, an image_id is the split and the number of the row.
 
     Raises:
         ValueError: no such data set, split or column; an image without captions.
     """
     data = _load(source, split)
     image, captions = _column(source, data, IMAGE), _column(source, data, CAPTIONS)
-    texts: dict[str, list[Any]] = {"image_id": _ids(data, IMAGE_ID), "captions": [], "regions": []}
+    texts: dict[str, list[Any]] = {"image_id": _ids(data, IMAGE_ID, split), "captions": [], "regions": []}
     first: dict[Any, int] = {}
     for row, (image_id, value) in enumerate(zip(texts["image_id"], data[captions])):
         found = texts_of(value, f"{_entry(source, split, row)}, {captions}")
@@ -68,7 +68,7 @@ def read_pairs(source: Directory | Hub, split: str) -> tuple[Dataset, dict[int, 
 def read_questions(source: Directory | Hub, split: str) -> tuple[Dataset, dict[int, str]]:
     """The questions of a split, and {row: what is wrong with its image}.
 
-    Without columns of ids, an id is the number of the row. A test split needs no answers.
+    Without columns of ids, an id is the split and the number of the row. A test split needs no answers.
 
     Raises:
         ValueError: no such data set, split or column; a repeated question_id; a row without question or answers.
@@ -78,9 +78,9 @@ def read_questions(source: Directory | Hub, split: str) -> tuple[Dataset, dict[i
     is_test = split.startswith("test")
     answers = _named(data.column_names, ANSWERS) if is_test else _column(source, data, ANSWERS)
     texts: dict[str, list[Any]] = {
-        "image_id": _ids(data, IMAGE_ID),
+        "image_id": _ids(data, IMAGE_ID, split),
         "question": [],
-        "question_id": _ids(data, QUESTION_ID),
+        "question_id": _ids(data, QUESTION_ID, split),
         "answers": [],
         "weight": [1.0] * len(data),
     }
@@ -224,12 +224,12 @@ def _column(source: Directory | Hub, data: Dataset, wanted: Sequence[str]) -> st
     return _wanted(source, data.column_names, wanted)
 
 
-def _ids(data: Dataset, wanted: Sequence[str]) -> list[Any]:
-    """The ids of the rows, whole numbers or texts; the rows' own numbers where not all have an id."""
+def _ids(data: Dataset, wanted: Sequence[str], split: str) -> list[Any]:
+    """The ids of the rows, whole numbers or texts; split and number of the row where not all have an id."""
     name = _named(data.column_names, wanted)
     ids = list(data[name]) if name else [None]
     if None in ids:
-        return list(range(len(data)))
+        return [f"{split} {row}" for row in range(len(data))]
     if name == "__key__" and len(set(ids)) < len(ids):  # two shards may use the same keys
         return [f"{os.path.basename(url)}/{key}" for url, key in zip(data["__url__"], ids)]
     return ids if all(isinstance(i, int) for i in ids) else list(map(str, ids))
