@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import annotation_layouts as written
 import pyarrow as pa
@@ -130,10 +131,30 @@ def test_streams_need_a_batch_and_hold_their_images(pairs, tmp_path):
     (tmp_path / "pq").mkdir()
     rows = {"image": [{"bytes": None, "path": str(pairs[0].file)}] * 8, "caption": ["x"] * 8}
     pq.write_table(pa.table(rows), tmp_path / "pq" / "train.parquet")
-    with pytest.raises(ValueError, match=r"a stream must hold its images, this row names '.*0.png'"):
-        content(batches(tmp_path / "pq", 1))
+    with pytest.raises(ValueError, match=r"image path '.*0.png' leaves .*pq, it is"):
+        content(batches(tmp_path / "pq", 1, skip_broken=True))
     with pytest.raises(ValueError, match=r"pq, train row 0: image path '.*0.png' leaves .*pq, it is"):
         load_pairs(str(tmp_path / "pq"), "train")
+
+
+def test_streams_may_name_the_images_of_their_directory(pairs, tmp_path):
+    shutil.copytree(pairs[0].file.parent, tmp_path / "pq" / "images")
+    names = [f"images/{pair.file.name}" for pair in pairs]
+    whole = [str(tmp_path / "pq" / name) for name in names]
+    for images in (names, [{"bytes": None, "path": path} for path in whole]):
+        table = pa.table({"image": images, "text": [f"number {pair.number}" for pair in pairs]})
+        pq.write_table(table, tmp_path / "pq" / "train.parquet")
+        for texts, pictures in content(batches(tmp_path / "pq", 3)):
+            for text, picture in zip(texts, pictures):
+                number = int(text.split()[1])
+                assert picture == noise_image(number, 8 + number).tobytes()
+    names[2], names[5] = "images/gone.png", None
+    pq.write_table(pa.table({"image": names, "text": ["x"] * len(pairs)}), tmp_path / "pq" / "train.parquet")
+    made = batches(tmp_path / "pq", len(pairs) // 4, skip_broken=True)
+    assert [len(texts) for texts, _ in content(made)] == [4] * len(made)
+    assert len(made.broken) == 2
+    with pytest.raises(ValueError, match=r"pq, .*: cannot read image"):
+        content(batches(tmp_path / "pq", len(pairs) // 4))
 
 
 def test_small_tables_are_calibrated_on_as_lists_are(pairs, tmp_path):

@@ -59,6 +59,7 @@ class Options:
         seed: of the calibration and of the method's own choices.
         memory_limit: GiB of gradient rows (chita, chita++) in memory; more go to disk.
         spill: directory for gradient rows on disk; OUT's parent where it is not given.
+        skip_broken: calibrate on other pairs in the place of images that are missing or cannot be read.
         masks_only: write the masks without the model.
     """
 
@@ -77,6 +78,7 @@ class Options:
     seed: int = 0
     memory_limit: float = MEMORY_LIMIT / 2**30
     spill: Path | None = None
+    skip_broken: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     masks_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -142,6 +144,7 @@ def prune(options: Options, console: Console) -> Stages:
             batch_size=calibration.batch_size,
             seed=options.seed,
             first=first,
+            skip_broken=options.skip_broken,
         )
 
     once = [get_pruner(method) for method in methods if PRUNERS[method].search is None]

@@ -9,7 +9,7 @@ from datasets import Dataset
 from vlprune.data import layouts, lists, tables
 from vlprune.data.calibration import CalibrationBatches, StreamedBatches, UsesRegions, too_few
 from vlprune.data.digest import data_digest
-from vlprune.data.images import open_images, warn_of
+from vlprune.data.images import ImageFolder, open_images, warn_of
 from vlprune.data.source import DATASETS, Directory, Hub, cache_home, data_root, find_source
 
 __all__ = [
@@ -101,7 +101,8 @@ def calibration_batches(
     broken = [] if skip_broken else None
     if (isinstance(source, Hub) or layouts.find_layout(source, "pairs") is None) and tables.streams(source):
         rows, image, captions = tables.stream(source, "train")
-        return StreamedBatches(rows, image, captions, name, n_batches, batch_size, seed, first, broken)
+        folder = ImageFolder(source.root) if isinstance(source, Directory) else None
+        return StreamedBatches(rows, image, captions, name, folder, n_batches, batch_size, seed, first, broken)
     examples = _read(source, "pairs", "train", data_digest(name))
     pairs = examples.data
     if examples.problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from huggingface_hub import HfFileSystem
 from PIL.Image import Image
 
 from vlprune.batch import Batch
-from vlprune.data.images import open_image, warn_of
+from vlprune.data.images import ImageFolder, open_image, warn_of
 from vlprune.data.tables import texts_of
 
 T = TypeVar("T")
@@ -96,6 +97,7 @@ class StreamedBatches:
         image: its column of images, {path or bytes}.
         captions: its column of texts.
         name: of the data set, for errors.
+        folder: where the images are that a directory's stream names instead of holding them; None: of the hub.
         n_batches: how many.
         batch_size: pairs a batch.
         seed: of the order and of the caption of each image.
@@ -107,6 +109,7 @@ class StreamedBatches:
     image: str
     captions: str
     name: str
+    folder: ImageFolder | None
     n_batches: int
     batch_size: int
     seed: int
@@ -157,14 +160,32 @@ class StreamedBatches:
 
     def _opened(self, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], Image] | None:
         image = row[self.image]
-        image = dict(image) if isinstance(image, Mapping) else {"bytes": image, "path": None}
+        if not isinstance(image, Mapping):
+            image = {"bytes": None, "path": image} if isinstance(image, str) else {"bytes": image, "path": None}
         where = " ".join(str(row[key]) for key in ("__url__", "__key__") if key in row) or image["path"]
         where = f"{self.name}, {where or repr(row[self.captions])}"
         captions = texts_of(row[self.captions], f"{where}, {self.captions}")
-        if image["bytes"] is None:
-            image["bytes"] = _remote(image["path"] or "", where)
-        picture = _opened({**image, "where": where}, self.broken)
+        picture = _opened(self._found(image, where), self.broken)
         return None if picture is None else ({"captions": captions}, picture)
+
+    def _found(self, image: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """{where, path, bytes} of an image: the stream's own bytes, a file of its directory or one of the hub.
+
+        Raises:
+            ValueError: a file elsewhere.
+        """
+        found, path = {**image, "where": where}, image["path"] or ""
+        if image["bytes"] is not None or not path:
+            return found
+        if self.folder is not None and os.path.isabs(path):
+            self.folder.stay(path, path, where)
+        elif self.folder is not None:
+            found["path"] = self.folder.find(path, where).path
+        elif path.startswith("hf://"):
+            [found["bytes"]] = HfFileSystem().cat_ranges([path], [None], [None])
+        else:
+            raise ValueError(f"{where}: a stream of the hub must hold its images, this row names {path!r}")
+        return found
 
 
 def _mixed(rows: Iterable[T], rng: np.random.Generator) -> Iterator[T]:
@@ -183,18 +204,6 @@ def _mixed(rows: Iterable[T], rng: np.random.Generator) -> Iterator[T]:
         buffer[drawn] = row
     for drawn in rng.permutation(len(buffer)):
         yield buffer[drawn]
-
-
-def _remote(path: str, where: str) -> bytes:
-    """The bytes of a file on the hub, the only one that a stream may name instead of holding it.
-
-    Raises:
-        ValueError: another file.
-    """
-    if not path.startswith("hf://"):
-        raise ValueError(f"{where}: a stream must hold its images, this row names {path!r}")
-    [content] = HfFileSystem().cat_ranges([path], [None], [None])
-    return content
 
 
 def too_few(name: str, batch_size: int, there: int) -> str:
