@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from vlprune.config import ConfigError
 from vlprune.masks import load_masks, load_provenance, mask_hash, measure, sparsity
 from vlprune.models import load_model
-from vlprune.models.checkpoints import save_directory
+from vlprune.models.checkpoints import build, save_directory
 from vlprune.prune import Options, main, prune
 
 QUIET = Console(quiet=True)
@@ -49,6 +49,47 @@ def test_one_cell_is_a_directory_with_model_masks_and_card(source, tmp_path):
     assert "multiflow" in load_provenance(out / "masks.safetensors")["method"]
     assert stages.rows[0][0] == "load the model"
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_model_with_zeros_is_said_to_have_them(source, tmp_path, caplog):
+    first, second = tmp_path / "the first", tmp_path / "second"
+    prune(options(source, first, method="omp"), QUIET)
+    assert not caplog.text
+    prune(options((str(first), source[1]), second, method="random", sparsity="0.5"), QUIET)
+    assert "the first: 75.00 % of the prunable weights are zero already" in caplog.text
+    card = (second / "README.md").read_text()
+    assert "- before: `75.00 % of the prunable weights are zero already" in card
+    assert f"# {first} pruned to 50.00 %" in card
+
+
+def test_only_what_measures_says_on_what(source, tmp_path):
+    for method in ("omp", "multiflow"):
+        prune(options(source, tmp_path / method, method=method, masks_only=True), QUIET)
+        provenance = load_provenance(tmp_path / method / "masks.safetensors")
+        assert ("calibration" in provenance) == (method == "multiflow")
+
+
+def test_broken_images_are_left_out_where_asked(source, tmp_path, caplog):
+    for n in (1, 2):
+        (tmp_path / "data" / "images" / f"{n:04d}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="cannot read image"):
+        prune(options(source, tmp_path / "out"), QUIET)
+    prune(options(source, tmp_path / "out", skip_broken=True), QUIET)
+    assert "left out" in caplog.text
+
+
+def test_a_card_names_only_classes_that_hold_the_model(tmp_path):
+    small = small_model("blip").config
+    narrow = {**small["vision"], "hidden_size": 16, "intermediate_size": 32}
+    config = {**small, "vision": narrow, "text": {**small["text"], "encoder_hidden_size": 16}}
+    for trained_for, said in (("pretraining", "# or BlipForConditionalGeneration\n"), ("vqa", "vlprune.load_model(")):
+        model = build({**config, "trained_for": trained_for}, small_model("blip").tokenizer)
+        save_directory(model, tmp_path / trained_for)
+        out = tmp_path / f"{trained_for}-pruned"
+        prune(options((str(tmp_path / trained_for), ""), out, method="omp"), QUIET)
+        card = (out / "README.md").read_text()
+        assert said in card
+        assert "import BlipForQuestionAnswering" not in card
 
 
 def test_masks_take_one_bit_an_edge(source, tmp_path):

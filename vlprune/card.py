@@ -26,6 +26,10 @@ images = AutoImageProcessor.from_pretrained(DIRECTORY, backend="pil")  # the oth
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIRECTORY")
 tokenizer = open_clip.get_tokenizer("local-dir:DIRECTORY")""",
 }
+OURS = """import vlprune
+
+# transformers' BlipForQuestionAnswering cannot hold images and texts of different widths.
+model = vlprune.load_model(DIRECTORY)"""
 BLIP_CLASSES = {
     "retrieval": "BlipForImageTextRetrieval",
     "captioning": "BlipForConditionalGeneration",
@@ -52,7 +56,7 @@ def card(
 
     Args:
         family: of the adapter.
-        tasks: of the adapter.
+        tasks: of the adapter, those for which transformers has a class that holds it; none: it loads here alone.
         graph: its prunable layers.
         masks: what was kept.
         provenance: where they come from, in the order of the lines.
@@ -65,7 +69,8 @@ def card(
     ]
     classes = [BLIP_CLASSES[task] for task in tasks]
     others = f"  # or {', '.join(classes[1:])}" if classes[1:] else ""
-    loading = LOADING[family].replace("{others}", others).replace("{first}", classes[0])
+    loading = LOADING[family].replace("{others}", others).replace("{first}", classes[0]) if classes else OURS
+    whose = "of open_clip that vlprune has loaded" if family == "open_clip" else "with the same names"
     library = "open_clip" if family == "open_clip" else "transformers"
     done = [f"- {key}: `{value}`" for key, value in provenance.items() if key != "modality"]
     moved = " and new values for the weights that stay" if masks.weights is not None else ""
@@ -76,7 +81,7 @@ def card(
             "tags: [vlprune, pruning, sparse, image-text]",
             "---",
             "",
-            f"# {provenance['model'].split(' ')[0]} pruned to {100 * sparsity(masks):.2f} %",
+            f"# {provenance['model'].rsplit(' ', 1)[0]} pruned to {100 * sparsity(masks):.2f} %",
             "",
             "Pruned weights are exact zeros in dense tensors; nothing was fine-tuned. Its licence is that of the model "
             "it was made from.",
@@ -100,7 +105,7 @@ def card(
             "",
             f"`masks.safetensors` holds one bit for every prunable weight{moved}, in its header where they come "
             f"from and their sha256, `{mask_hash(masks)}`. `vlprune.load_masks(path).apply(model)` applies them to "
-            "a model with the same names.",
+            f"a model {whose}.",
             "",
         ]
     )

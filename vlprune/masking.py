@@ -145,7 +145,7 @@ def cached_masks(
         "method": f"{pruner.name} ({pruner.source})",
         "pruning": repr(config.pruning),
         "seed": str(config.seed),
-        "calibration": repr(calibration),
+        **({"calibration": repr(calibration)} if pruner.needs or pruner.search else {}),
         "modality": json.dumps(model.graph.modality),
     }
     return cached(

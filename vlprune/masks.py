@@ -23,6 +23,7 @@ from vlprune.atomic import atomic
 from vlprune.graph import LayerGraph
 
 _FORMAT = "vlprune-masks-1"
+SOME_ZEROS = 0.001  # share of zeros that no dense model has
 logger = logging.getLogger(__name__)
 
 
@@ -130,6 +131,17 @@ def measure(model: Prunable) -> float:
     """Fraction of exact zeros in the model's prunable weights."""
     kept = sum(int(torch.count_nonzero(model.weight(layer.name))) for layer in model.graph)
     return 1 - kept / model.graph.n_edges
+
+
+def already_sparse(model: Prunable) -> str | None:
+    """A warning if more than SOME_ZEROS of the prunable weights are zero before any pruning, else None."""
+    zeros = measure(model)
+    if zeros <= SOME_ZEROS:
+        return None
+    return (
+        f"{100 * zeros:.2f} % of the prunable weights are zero already: a sparsity is that of the masks, over all "
+        "weights, and the model can end sparser"
+    )
 
 
 def overlap(a: Masks, b: Masks, modality: Mapping[str, str] | None = None) -> dict[str, float]:

@@ -14,6 +14,7 @@ from eval import get_task
 from eval.retrieval import LEVELS
 from vlprune.config import DENSE, ConfigError, RunConfig, TaskConfig
 from vlprune.data import annotation_files, broken_images, calibration_batches, guards, load_answers
+from vlprune.masks import already_sparse
 from vlprune.models import ModelAdapter, load_model
 from vlprune.pipeline import examples
 
@@ -51,6 +52,8 @@ def preflight(configs: Iterable[RunConfig], *, skip_broken: bool = False) -> lis
 
 
 def _check_model(name: str, model: ModelAdapter, configs: Iterable[RunConfig]) -> None:
+    if trap := already_sparse(model):
+        log.warning(f"model {name!r}: {trap}")
     for task in dict.fromkeys(config.task for config in configs):
         if task.name not in model.tasks:
             raise ConfigError(f"model {name!r} cannot do {task.name}; it can do: {', '.join(model.tasks)}")

@@ -29,11 +29,13 @@ from vlprune.card import card
 from vlprune.config import CalibrationConfig, ConfigError, PruningConfig, unknown
 from vlprune.data import calibration_batches
 from vlprune.masking import compute_masks
-from vlprune.masks import Masks, apply_masks, save_masks
+from vlprune.masks import Masks, already_sparse, apply_masks, save_masks
 from vlprune.models import ModelAdapter, load_model, model_digest, save_model
+from vlprune.models.blip import BLIP
 from vlprune.pruners import PRUNERS, check_pruning, get_pruner, prune_masks
 from vlprune.rows import MEMORY_LIMIT, Rows
 
+logger = logging.getLogger(__name__)
 MASKS, CARD = "masks.safetensors", "README.md"
 
 
@@ -135,6 +137,8 @@ def prune(options: Options, console: Console) -> Stages:
         model = load_model(options.model)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         name = f"{options.model} {model_digest(options.model)}"
+    if trap := already_sparse(model):
+        logger.warning("%s: %s", options.model, trap)
 
     def draw(first: int, n_batches: int) -> Iterable[Batch]:
         return calibration_batches(
@@ -166,8 +170,11 @@ def prune(options: Options, console: Console) -> Stages:
                 "method": f"{method} ({PRUNERS[method].source})",
                 "pruning": repr(setting),
                 "seed": str(options.seed),
-                "calibration": repr(calibration),
             }
+            if PRUNERS[method].needs or PRUNERS[method].search:
+                provenance["calibration"] = repr(calibration)
+            if trap:
+                provenance["before"] = trap
             with stages(f"write {place}"):
                 _write(model, dense, masks, place, provenance, options.masks_only)
             console.print(f"wrote {place}", highlight=False, soft_wrap=True)
@@ -257,7 +264,11 @@ def _write(
         if not masks_only:
             apply_masks(model, masks)
             save_model(model, part)
-            write_text(part / CARD, card(model.family, model.tasks, model.graph, masks, provenance))
+            tasks = model.tasks
+            if isinstance(model, BLIP) and model.image_width != model.text_width:
+                # transformers' answer decoder would read question states with keys as wide as images.
+                tasks = tuple(task for task in tasks if task != "vqa")
+            write_text(part / CARD, card(model.family, tasks, model.graph, masks, provenance))
         if place.is_dir():
             place.rmdir()
         part.rename(place)
