@@ -17,6 +17,7 @@ LISTS = ["vqa_train.json", "vqa_val.json", "vqa_test.json", "vg_qa.json"]
         ("/models/model_base_vqa_capfilt_large.pth", "", LISTS, "train+val"),
         ("/models/mine", "BlipForQuestionAnswering", ["lmms-lab/VQAv2"], "val"),
         ("ALBEF_vqav2.pth", "", LISTS, "train"),
+        ("blip-vqa", "", ["/data/VQAv2/validation-00000.parquet"], "validation"),
     ],
 )
 def test_checkpoints_of_vqa_have_seen_train_and_val(model, architecture, annotations, split):

@@ -66,7 +66,7 @@ def test_the_same_run_gives_the_same_numbers(config, tmp_path):
     assert a.layer_sparsity == b.layer_sparsity
 
 
-def test_the_public_lines_of_the_readme(dataset):
+def test_the_public_lines_of_the_readme(dataset, caplog):
     model = small_model("blip")
     batches = vp.calibration_batches(str(dataset), model, n_batches=2, batch_size=4, seed=0)
     stats = vp.collect(model, batches, needs=vp.PRUNERS["multiflow"].needs)
@@ -77,6 +77,9 @@ def test_the_public_lines_of_the_readme(dataset):
     pruned = sum(int((model.weight(layer.name) == 0).sum()) for layer in model.graph)
     assert pruned == round(0.75 * model.graph.n_edges)
     assert "tr_r1" in vp.evaluate(model, task="retrieval", data=str(dataset))
+    (dataset / "answer_list.json").write_text(json.dumps(["maybe"]))
+    vp.evaluate(model, task="vqa", data=str(dataset))
+    assert "the answer list of 1 answers has only 0 % of the 120 training answers" in caplog.text
 
 
 def test_an_iterative_method_without_batches_says_so():

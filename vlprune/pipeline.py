@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from eval.base import Settings
 from vlprune import memory
 from vlprune.augment import PaperAugmentation
 from vlprune.config import DENSE, RunConfig, TaskConfig
-from vlprune.data import load_answers, load_pairs, load_questions
+from vlprune.data import annotation_files, guards, load_answers, load_pairs, load_questions
 from vlprune.draws import Captions, Change, Example, unchanged
 from vlprune.finetune import finetune
 from vlprune.masking import cached_masks
@@ -27,6 +28,7 @@ from vlprune.masks import apply_masks, measure
 from vlprune.models import ModelAdapter, load_model
 from vlprune.rows import Rows
 
+logger = logging.getLogger(__name__)
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
 REFERENCES = {"questions": "answers", "pairs": "captions"}  # what predictions are compared with
 
@@ -156,7 +158,7 @@ def _change(config: RunConfig, model: ModelAdapter) -> Change:
 def evaluate(
     model: ModelAdapter, task: str, data: str, split: str = "test", settings: Settings | None = None
 ) -> dict[str, float]:
-    """{metric: value} of the model as it is, without fine-tuning.
+    """{metric: value} of the model as it is, without fine-tuning; known traps of the data are warnings.
 
     Raises:
         ValueError: an unknown task, or one that the model cannot do.
@@ -165,8 +167,15 @@ def evaluate(
     chosen = get_task(task)
     if task not in model.tasks:
         raise ValueError(f"the model cannot do {task}; it can do: {', '.join(model.tasks)}")
-    test = examples(config, split)
-    prepared = _prepare(config, examples(config, config.train))
+    test, train = examples(config, split), examples(config, config.train)
+    prepared = _prepare(config, train)
+    if chosen.examples == "questions":
+        seen = guards.seen_in_training(
+            "the model", model.config.get("trained_for", ""), annotation_files(data, "questions"), split
+        )
+        missed = guards.missed_answers(prepared, train.select_columns("answers").to_list())
+        for trap in filter(None, (seen, missed)):
+            logger.warning("%s: %s", data, trap)
     with torch.inference_mode():
         predictions = chosen.predict(model, test, settings or config, prepared)
     return chosen.score(predictions, _columns(test))

@@ -69,7 +69,7 @@ def load_answers(name: str) -> list[str] | None:
 
 
 def annotation_files(name: str, kind: layouts.Kind) -> list[str]:
-    """The names of the files that the examples of a data set are read from, or its hub id."""
+    """The names of the files that examples are read from, the paths of tables, or the hub id."""
     return layouts.annotation_files(find_source(name), kind)
 
 

@@ -25,7 +25,7 @@ def seen_in_training(model: str, architecture: str, annotations: Iterable[str], 
         annotations: names of the annotation files or the hub id, as `annotation_files` gives them.
         split: that is evaluated, possibly several with +.
     """
-    known = {name for name in split.split("+") if name in ("train", "val")}
+    known = {name for name in split.split("+") if name in ("train", "val", "validation")}
     if known and any(map(VQA_MODEL.search, (model, architecture))) and any(map(VQA_V2.search, annotations)):
         return (
             f"{model} looks like a checkpoint that is fine-tuned on VQA v2 train+val: it has seen the answers to the "

@@ -105,11 +105,11 @@ def find_layout(directory: Directory, kind: Kind) -> tuple[Layout, list[Path]] |
 
 
 def annotation_files(source: Directory | Hub, kind: Kind) -> list[str]:
-    """The names of the annotation files that are read, or the hub id."""
+    """The names of the annotation files that are read, the paths of tables, or the hub id."""
     if isinstance(source, Hub):
         return [source.path]
     found = find_layout(source, kind)
-    return [path.name for path in (found[1] if found else source.tables())]
+    return [path.name for path in found[1]] if found else list(map(str, source.tables()))
 
 
 def read(source: Directory | Hub, kind: Kind, split: str) -> Examples:
