@@ -57,11 +57,16 @@ def write_vision(kind, path, **changes):
     return model.eval()
 
 
-def write_text(path, cls=BertModel, config=BertConfig, layers=3):
+def write_text(path, cls=BertModel, config=BertConfig, layers=3, positions=48):
     """A small random text encoder with a tokenizer on disk."""
     torch.manual_seed(2)
     tokenizer = load_tokenizer(ZOO / "tiny-xvlm" / "tokenizer.json")
-    settings = {**WIDTH, "num_hidden_layers": layers, "max_position_embeddings": 48, "vocab_size": len(tokenizer)}
+    settings = {
+        **WIDTH,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": positions,
+        "vocab_size": len(tokenizer),
+    }
     model = cls(config(**settings, pad_token_id=0))
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -94,6 +99,23 @@ def test_image_tokens_are_those_of_the_encoder(kind, tmp_path):
     if kind.startswith("clip"):
         wanted = encoder.post_layernorm(wanted)
     torch.testing.assert_close(model.encode_images(pixels), wanted)
+
+
+def test_a_vocabulary_keeps_the_case_that_its_directory_says(dirs):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Dog", "dog"]
+    (dirs[1] / "vocab.txt").write_text("\n".join(pieces))
+    for path in dirs[1].glob("tokenizer*.json"):
+        path.unlink()
+    for lower, wanted in ((True, ["dog"]), (False, ["Dog"])):
+        (dirs[1] / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower}))
+        assert XVLM.from_encoders(*dirs, fusion_layers=1).tokenizer.tokenize("Dog") == wanted
+
+
+def test_a_text_encoder_takes_the_longest_texts(tmp_path):
+    write_vision("vit", tmp_path / "vision")
+    write_text(tmp_path / "text", positions=32)
+    with pytest.raises(ValueError, match=r"the text encoder must take 40 tokens, \S+text takes 32$"):
+        XVLM.from_encoders(tmp_path / "vision", tmp_path / "text", fusion_layers=1)
 
 
 @pytest.mark.parametrize(("fusion", "lower"), [("split", 2), ("top", 3)])

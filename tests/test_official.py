@@ -1,5 +1,6 @@
 """Official checkpoints and mask files, on the reference's tiny models and on files made here."""
 
+import argparse
 import json
 from collections import OrderedDict
 from dataclasses import replace
@@ -109,7 +110,7 @@ def test_answers_of_a_blip_with_unequal_widths(blip, shared):
 def test_mask_files_have_the_references_names_and_shapes(family, shared, tmp_path):
     model, _ = official(family, shared, tmp_path)
     masks = compute_masks(model, "omp", 0.75)
-    export_masks(masks, model, tmp_path / "masks.pth")
+    export_masks(masks, model, str(tmp_path / "masks.pth"))
     written = torch.load(tmp_path / "masks.pth", weights_only=True)
     stored = load_file(shared / "golden" / f"{family}_tiny_model_and_batches.safetensors")
     weights = {k.removeprefix("state."): v.shape for k, v in stored.items() if k.endswith(".weight") and v.ndim == 2}
@@ -217,6 +218,8 @@ def test_bad_checkpoint_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "config.json").unlink()
     torch.save({"visual_encoder.norm.weight": torch.zeros(2)}, path)
     refused("its sizes cannot be told: 'vision_model.embeddings.position_embedding'")
+    torch.save({"state": {}, "args": argparse.Namespace()}, path)
+    refused("holds more than tensors and plain values: argparse.Namespace")
     path.write_bytes(path.read_bytes()[:50])
     refused("is damaged")
 

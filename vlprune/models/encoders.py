@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 
 from vlprune.models.base import Config
 from vlprune.models.checkpoints import build
+from vlprune.models.fusion import MAX_WORDS
 from vlprune.models.images import CLIP_MEAN, CLIP_STD, square
 from vlprune.models.modeling_xvlm import CLIP, TextEncoder
 from vlprune.models.tokenizer import FILES, load_tokenizer
@@ -64,6 +65,10 @@ def from_encoders(
         raise ValueError(
             f"fusion_layers must be from 1 to {most} to {fusion} the {depth} text layers of {text_dir}, "
             f"got {fusion_layers}"
+        )
+    if text.config.max_position_embeddings < MAX_WORDS:
+        raise ValueError(
+            f"the text encoder must take {MAX_WORDS} tokens, {text_dir} takes {text.config.max_position_embeddings}"
         )
     lower = depth - fusion_layers if fusion == "split" else depth
     tokenizer = load_tokenizer(_tokenizer_file(text_dir))
@@ -145,6 +150,7 @@ def _preprocessing(where: str | Path, family: str) -> Config:
 
 
 def _tokenizer_file(where: str | Path) -> Path:
+    _file(where, "tokenizer_config.json")  # of the hub: beside the vocabulary
     for name in FILES:
         if (path := _file(where, name)) is not None:
             return path

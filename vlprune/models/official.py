@@ -102,12 +102,17 @@ def unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} is damaged or holds more than tensors and plain values: {reason}") from None
+        raise ValueError(f"{path} is damaged or holds more than tensors and plain values{refused(error)}") from None
     except (RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} is damaged: {str(error).splitlines()[0] if str(error) else 'it ends early'}"
         ) from None
+
+
+def refused(error: pickle.UnpicklingError) -> str:
+    """ ": argparse.Namespace" where torch names what it did not unpickle, else empty."""
+    found = re.search(r"(?:GLOBAL|global: (?!GLOBAL)) *([\w.]+)", str(error))
+    return f": {found[1]}" if found else ""
 
 
 def _family(path: Path, names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ MOMENTUM = {"visual_encoder": "visual_encoder_m", "text_encoder": "text_encoder_
 MOMENTUM |= {"vision_proj": "vision_proj_m", "text_proj": "text_proj_m"}
 
 
-def import_masks(path: Path, model: ModelAdapter) -> Masks:
+def import_masks(path: str | os.PathLike[str], model: ModelAdapter) -> Masks:
     """The masks of a model that the reference code saved as `*_pruning_masks.pth`.
 
     The file has a mask, bool or 0 and 1, for the weight and the bias of every linear module; those outside the graph
@@ -30,6 +31,7 @@ def import_masks(path: Path, model: ModelAdapter) -> Masks:
     Raises:
         ValueError: a damaged file, other values than 0 and 1, masks of another model, pruned biases or heads.
     """
+    path = Path(path)
     state = unpickle(path)
     if not isinstance(state, Mapping) or not all(is_entry(name, mask) for name, mask in state.items()):
         raise ValueError(f"{path} is no dict of masks")
@@ -55,7 +57,7 @@ def import_masks(path: Path, model: ModelAdapter) -> Masks:
     return Masks({layer.name: masks[layer.name] for layer in model.graph}, aliases=model.graph.aliases)
 
 
-def export_masks(masks: Masks, model: ModelAdapter, path: Path) -> None:
+def export_masks(masks: Masks, model: ModelAdapter, path: str | os.PathLike[str]) -> None:
     """Writes masks as the reference code does: bool, in official names, ones for what is never pruned.
 
     Moved weights are not in such a file; they are in the model.
@@ -77,7 +79,7 @@ def export_masks(masks: Masks, model: ModelAdapter, path: Path) -> None:
         top, _, rest = full.partition(".")
         if top in MOMENTUM:
             state[f"{MOMENTUM[top]}.{rest}"] = torch.ones_like(state[full])
-    with atomic(path) as half:
+    with atomic(Path(path)) as half:
         torch.save(state, half)
 
 

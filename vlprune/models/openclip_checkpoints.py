@@ -23,6 +23,7 @@ from vlprune.models.base import Config
 from vlprune.models.coca import OpenCoCa
 from vlprune.models.names import OPEN_CLIP as PREFIX
 from vlprune.models.names import OPEN_CLIP_CONFIG as CONFIG
+from vlprune.models.official import refused
 from vlprune.models.openclip import OpenCLIP, OpenCLIPInput
 from vlprune.models.openclip_attention import packed_state
 
@@ -203,7 +204,9 @@ def _fill(towers: Any, path: Path) -> None:
         raise ValueError(f"a checkpoint file ends in {', '.join(SUFFIXES)}, got {path.name}")
     try:
         found: Any = open_clip.load_checkpoint(towers, str(path), strict=False, weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is damaged or holds more than tensors and plain values{refused(error)}") from None
+    except (SafetensorError, EOFError) as error:
         raise ValueError(f"{path} is damaged or more than weights: {' '.join(str(error).split())[:200]}") from None
     except (RuntimeError, AttributeError, KeyError, StopIteration) as error:
         reason = " ".join(str(error).split())[:200]
