@@ -138,8 +138,10 @@ def read(source: Directory | Hub, kind: Kind, split: str) -> Examples:
         where = f"{source.name}, split {name} of {split}"
         for value in part.data[_KEY[kind]]:
             once(where, _KEY[kind], value, seen)
-        paths = part.data.select_columns(["image"]).flatten().with_format(None)["image.path"]
-        for image_id, path in zip(part.data["image_id"], paths):
+        # Pairs have told by their ids; tables hold their images, whatever these were called.
+        images = part.data.select_columns(["image"]).flatten().with_format(None)
+        named = kind == "questions" and "image.bytes" not in images.column_names
+        for image_id, path in zip(part.data["image_id"], images["image.path"]) if named else ():
             if files.setdefault(str(image_id), path) != path:
                 raise ValueError(f"{where}: image_id {image_id} is {path}, before {files[str(image_id)]}")
         problems |= {start + row: problem for row, problem in part.problems.items()}
