@@ -126,9 +126,10 @@ class ImageFolder:
             numbers, seen = self._numbers.setdefault(top, {}), set()
             for folder, folders, names in os.walk(top, followlinks=True):
                 real = os.path.realpath(folder)
-                if not self._within(real) and folder not in self._outside:
+                within = self._within(real)
+                if not within and folder not in self._outside:
                     self._outside.append(folder)
-                if not self._within(real) or real in seen:
+                if not within or real in seen:
                     folders.clear()
                     continue
                 seen.add(real)

@@ -110,7 +110,7 @@ def unpickle(path: Path) -> Any:
 
 
 def refused(error: pickle.UnpicklingError) -> str:
-    """ ": argparse.Namespace" where torch names what it did not unpickle, else empty."""
+    """What torch names as not unpickled, after a colon; empty where it names nothing."""
     found = re.search(r"(?:GLOBAL|global: (?!GLOBAL)) *([\w.]+)", str(error))
     return f": {found[1]}" if found else ""
 
