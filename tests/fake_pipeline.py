@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from vlprune.config import PruningConfig, RunConfig, unknown, variant
-from vlprune.keys import Contents, masks_key
-from vlprune.masks import Masks, save_masks
-from vlprune.table import Catalogue
-from vlprune.variants import label
+from vlprune.masks import Masks
+from vlprune.reports.variants import label
+from vlprune.store.keys import Contents, masks_key
+from vlprune.store.masks import save_masks
+from vlprune.sweep.table import Catalogue
 
 METRICS = {
     "retrieval": {"tr_r1": 70.0, "tr_r5": 90.0, "ir_r1": 68.0},

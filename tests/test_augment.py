@@ -6,8 +6,8 @@ import torch
 from conftest import noise_image
 from PIL import Image
 
-from vlprune import augment
-from vlprune.augment import OPERATIONS, PaperAugmentation, speaks_of_sides
+from vlprune.finetune import augment
+from vlprune.finetune.augment import OPERATIONS, PaperAugmentation, speaks_of_sides
 
 
 def array(image):

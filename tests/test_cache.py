@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlprune import cache
-from vlprune.cache import cached
+from vlprune.store import cache
+from vlprune.store.cache import cached
 
 
 def _make() -> str:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import small_model
 
-from vlprune import inputs as inputs_module
 from vlprune.batch import Batch
-from vlprune.calibrate import collect, load_statistics, save_statistics
-from vlprune.inputs import Inputs
+from vlprune.calibrate import inputs as inputs_module
+from vlprune.calibrate.collect import collect, load_statistics, save_statistics
+from vlprune.calibrate.inputs import Inputs
 from vlprune.masking import compute_masks
 
 # Prints a digest of the masks of methods after a calibration with so many threads.
@@ -19,7 +19,7 @@ MASKS = """
 import hashlib, sys, torch
 from conftest import CAPTIONS, noise_image, small_model
 from vlprune.batch import Batch
-from vlprune.calibrate import collect
+from vlprune.calibrate.collect import collect
 from vlprune.masking import compute_masks
 torch.set_num_threads(int(sys.argv[1]))
 model = small_model("blip")

@@ -184,7 +184,7 @@ def test_a_blip_of_transformers_does_its_task(transformers_blip):
 
 @pytest.mark.parametrize("method", ["multiflow", "snip"])
 def test_a_blip_of_transformers_is_pruned(transformers_blip, batch, method):
-    from vlprune.calibrate import collect
+    from vlprune.calibrate.collect import collect
     from vlprune.pruners import PRUNERS
 
     model = load_model(str(transformers_blip[2]))

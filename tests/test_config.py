@@ -12,8 +12,8 @@ from vlprune.config import (
     limited,
     unknown,
 )
-from vlprune.keys import Contents, digest, masks_key, run_key, statistics_key
 from vlprune.schema import build
+from vlprune.store.keys import Contents, digest, masks_key, run_key, statistics_key
 
 M = Contents("m", 1, "c", 1, 1, "t", 1)
 N = replace(M, model="n")

@@ -4,12 +4,12 @@ import pytest
 
 from vlprune import contents as module
 from vlprune import masking
-from vlprune.calibrate import STATISTICS_VERSION
-from vlprune.catalogue import catalogue
+from vlprune.calibrate.collect import STATISTICS_VERSION
 from vlprune.config import PruningConfig, RunConfig
 from vlprune.contents import contents
 from vlprune.pruners import PRUNERS
-from vlprune.table import load_table
+from vlprune.sweep.catalogue import catalogue
+from vlprune.sweep.table import load_table
 
 OMP = RunConfig(pruning=PruningConfig("omp", 0.75))
 TABLE = """

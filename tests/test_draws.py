@@ -2,7 +2,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from vlprune.draws import Captions, Drawn, Passes, unchanged
+from vlprune.finetune.sampler import Captions, Drawn, Passes, unchanged
 
 
 def flat(batches):

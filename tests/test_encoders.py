@@ -21,7 +21,7 @@ from transformers import (
     ViTModel,
 )
 
-from vlprune.calibrate import collect
+from vlprune.calibrate.collect import collect
 from vlprune.models import ZOO
 from vlprune.models.checkpoints import load_directory, save_directory
 from vlprune.models.images import CLIP_MEAN

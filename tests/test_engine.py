@@ -10,9 +10,9 @@ import psutil
 import pytest
 from fake_pipeline import catalogue
 
-from vlprune.engine import choose, cuda_devices, execute, schedule
-from vlprune.record import load_records, read_record, run_directory
-from vlprune.table import load_table
+from vlprune.store.record import load_records, read_record, run_directory
+from vlprune.sweep.engine import choose, cuda_devices, execute, schedule
+from vlprune.sweep.table import load_table
 
 TABLE = """
 [[grid]]
@@ -183,8 +183,8 @@ import signal
 import sys
 from pathlib import Path
 import fake_pipeline
-from vlprune.engine import execute
-from vlprune.table import load_table
+from vlprune.sweep.engine import execute
+from vlprune.sweep.table import load_table
 
 if __name__ == "__main__":
     # A job in the background starts with the signal ignored.

@@ -5,10 +5,10 @@ from conftest import noise_image, small_model
 from torch import nn
 
 from eval import TASKS
-from vlprune.augment import PaperAugmentation
 from vlprune.config import FinetuningConfig
 from vlprune.data import load_pairs, load_questions
-from vlprune.finetune import finetune, kept_sparse
+from vlprune.finetune.augment import PaperAugmentation
+from vlprune.finetune.loop import finetune, kept_sparse
 from vlprune.masks import Masks, apply_masks
 
 

@@ -7,7 +7,7 @@ import torch
 from golden_models import decoder_tokens, official, record, tokens_of
 from safetensors.torch import load_file
 
-from vlprune.inputs import Inputs
+from vlprune.calibrate.inputs import Inputs
 from vlprune.models.attention import attention_bias
 from vlprune.models.fusion import TextStates
 from vlprune.models.generation import beam_search

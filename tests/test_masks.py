@@ -13,16 +13,14 @@ from vlprune.graph import BipartiteLayer, LayerGraph
 from vlprune.masks import (
     Masks,
     apply_masks,
-    load_masks,
-    load_provenance,
     mask_hash,
     measure,
     overlap,
     pack_bits,
-    save_masks,
     sparsity,
     unpack_bits,
 )
+from vlprune.store.masks import load_masks, load_provenance, save_masks
 
 GRAPH = LayerGraph(
     (
@@ -198,7 +196,7 @@ def test_a_failed_write_leaves_the_old_bundle(tmp_path, monkeypatch):
         partial.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("vlprune.masks.save_file", fail)
+    monkeypatch.setattr("vlprune.store.masks.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_masks(path, random_masks(1), {})
     assert load_provenance(path) == {"old": "yes"}

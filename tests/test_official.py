@@ -12,7 +12,7 @@ from golden_models import decoder_tokens, official, record, tokens_of
 from safetensors.torch import load_file
 from torch import nn
 
-from vlprune.inputs import Inputs
+from vlprune.calibrate.inputs import Inputs
 from vlprune.masking import compute_masks
 from vlprune.masks import Masks
 from vlprune.models import load_model

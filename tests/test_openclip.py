@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import vlprune
 from eval import get_task
 from vlprune.batch import Batch
-from vlprune.finetune import kept_sparse
+from vlprune.finetune.loop import kept_sparse
 from vlprune.models.generation import beam_search
 from vlprune.models.openclip_checkpoints import (
     CONFIG,

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from vlprune.config import CalibrationConfig, PruningConfig, RunConfig, TaskConfig
-from vlprune.keys import masks_key
-from vlprune.masks import Masks, save_masks
-from vlprune.record import Record
+from vlprune.masks import Masks
 from vlprune.reports.overlaps import chance, heat_map, middle, overlap_frame
 from vlprune.reports.publish import publish
+from vlprune.store.keys import masks_key
+from vlprune.store.masks import save_masks
+from vlprune.store.record import Record
 
 
 def record(method, sparsity=0.5, seed=0, alignment=1.0, model="b", task="vqa"):

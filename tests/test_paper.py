@@ -11,15 +11,15 @@ from conftest import SMALL, noise_image, small_model
 from rich.console import Console
 
 from eval import command, get_task
-from vlprune.catalogue import catalogue
 from vlprune.config import CalibrationConfig
-from vlprune.keys import Contents
 from vlprune.models.checkpoints import build, save_directory
 from vlprune.pipeline import run
-from vlprune.preflight import preflight
-from vlprune.record import load_records
-from vlprune.sweep import Options, sweep
-from vlprune.table import load_table
+from vlprune.store.keys import Contents
+from vlprune.store.record import load_records
+from vlprune.sweep.__main__ import Options, sweep
+from vlprune.sweep.catalogue import catalogue
+from vlprune.sweep.preflight import preflight
+from vlprune.sweep.table import load_table
 
 PAPER = Path(__file__).parents[1] / "experiments" / "paper"
 THINGS = ("dog", "cat", "red bus", "bowl of soup", "man on a horse")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import small_model
 
-from vlprune import preflight as module
 from vlprune.config import CalibrationConfig, ConfigError, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
 from vlprune.models.checkpoints import build, save_directory
-from vlprune.preflight import preflight
+from vlprune.sweep import preflight as module
+from vlprune.sweep.preflight import preflight
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from vlprune.config import ConfigError
-from vlprune.masks import load_masks, load_provenance, mask_hash, measure, sparsity
+from vlprune.masks import mask_hash, measure, sparsity
 from vlprune.models import load_model
 from vlprune.models.checkpoints import build, save_directory
 from vlprune.prune import Options, main, prune
+from vlprune.store.masks import load_masks, load_provenance
 
 QUIET = Console(quiet=True)
 

@@ -7,8 +7,8 @@ import platform
 import pytest
 
 from vlprune.config import PruningConfig, RunConfig
-from vlprune.keys import Contents
-from vlprune.record import Record, load_records, read_record, run_directory, write_error, write_record
+from vlprune.store.keys import Contents
+from vlprune.store.record import Record, load_records, read_record, run_directory, write_error, write_record
 
 PREDICTIONS = [{"image_id": 1, "caption": "a blå circle"}, {"image_id": 2, "caption": "b"}]
 

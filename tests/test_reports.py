@@ -10,15 +10,15 @@ from fake_pipeline import catalogue
 from rich.console import Console
 
 from vlprune.config import CalibrationConfig, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
-from vlprune.keys import Contents
-from vlprune.record import Record, write_record
 from vlprune.reports.frame import floor_frame, frame, load_results
 from vlprune.reports.grid import latex, markdown, terminal
 from vlprune.reports.plots import figure, save
 from vlprune.reports.publish import publish, render
 from vlprune.reports.significance import compare, sign_flip
 from vlprune.reports.tables import averages, details, summary
-from vlprune.variants import labels
+from vlprune.reports.variants import labels
+from vlprune.store.keys import Contents
+from vlprune.store.record import Record, write_record
 
 HEADLINES = catalogue().headlines
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlprune.calibrate.rows import Rows, WithRows
 from vlprune.pruners import PRUNERS, prune_masks
-from vlprune.rows import Rows, WithRows
 
 SHAPES = {"vision": (30, 20), "text": (8, 50)}
 
@@ -58,7 +58,7 @@ def test_no_file_is_left_even_while_rows_are_in_use(tmp_path):
 
 def test_no_file_is_left_by_a_process_that_is_killed(tmp_path):
     code = (
-        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom vlprune.rows import Rows\n"
+        "import os, signal, sys, torch\nfrom pathlib import Path\nfrom vlprune.calibrate.rows import Rows\n"
         "rows = Rows(Path(sys.argv[1]), 0)\nrows.append('a', torch.ones(1000))\n"
         "assert rows['a'].sum() == 1000\nos.kill(os.getpid(), signal.SIGKILL)"
     )

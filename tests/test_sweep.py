@@ -9,10 +9,10 @@ from fake_pipeline import catalogue
 from rich.console import Console
 
 from vlprune.config import ConfigError
-from vlprune.record import load_records
 from vlprune.report import Options as ReportOptions
 from vlprune.report import report
-from vlprune.sweep import Options, main, sweep
+from vlprune.store.record import load_records
+from vlprune.sweep.__main__ import Options, main, sweep
 
 TABLE = """
 [[grid]]
@@ -229,13 +229,13 @@ def test_a_damaged_record_is_run_again(tmp_path, table, caplog):
 
 
 def test_the_quickstart_is_found_in_the_clone_or_missed_clearly(tmp_path, monkeypatch):
-    import vlprune.catalogue
+    import vlprune.sweep.catalogue
 
     monkeypatch.chdir(tmp_path)
     code, text = go(Options(results=tmp_path, dry_run=True), run=None)
     assert code == 0
     assert "quickstart: 114 runs, 0 done" in text
-    monkeypatch.setattr(vlprune.catalogue, "__file__", str(tmp_path / "lib" / "vlprune" / "catalogue.py"))
+    monkeypatch.setattr(vlprune.sweep.catalogue, "__file__", str(tmp_path / "lib" / "vlprune" / "catalogue.py"))
     with pytest.raises(ConfigError, match=r"no experiments/quickstart.toml here; run this in a clone"):
         go(Options(results=tmp_path, dry_run=True), run=None)
 

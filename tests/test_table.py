@@ -4,8 +4,8 @@ import pytest
 from fake_pipeline import catalogue
 
 from vlprune.config import ConfigError, PruningConfig, RunConfig, variant
-from vlprune.keys import run_key
-from vlprune.table import Selection, load_table
+from vlprune.store.keys import run_key
+from vlprune.sweep.table import Selection, load_table
 
 TABLE = """
 [base.finetuning]

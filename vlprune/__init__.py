@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "vlprune.calibrate": ("collect",),
+    "vlprune.calibrate.collect": ("collect",),
     "vlprune.config": ("CalibrationConfig", "FinetuningConfig", "PruningConfig", "RunConfig", "TaskConfig"),
     "vlprune.data": ("calibration_batches", "load_pairs", "load_questions"),
     "vlprune.graph": ("BipartiteLayer", "LayerGraph"),
     "vlprune.masking": ("compute_masks",),
-    "vlprune.masks": ("Masks", "apply_masks", "load_masks", "overlap", "save_masks"),
+    "vlprune.masks": ("Masks", "apply_masks", "overlap"),
     "vlprune.models": ("MODELS", "ModelAdapter", "load_model", "save_model"),
     "vlprune.models.official_masks": ("export_masks", "import_masks"),
     "vlprune.pipeline": ("evaluate", "run"),
@@ -19,6 +19,7 @@ _HOMES = {
     "vlprune.reports.frame": ("load_results",),
     "vlprune.reports.significance": ("compare",),
     "vlprune.selection": ("select",),
+    "vlprune.store.masks": ("load_masks", "save_masks"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -149,7 +149,7 @@ class FinetuningConfig:
         batch_size: samples a step, over all processes.
         device_batch: most samples a forward pass (None: all); the gradients of a step's passes are averaged. The
             negatives of the contrastive and matching losses are those of a pass.
-        augment: "none", or "paper" for the random crops, flips and distortions of `vlprune.augment`.
+        augment: "none", or "paper" for the random crops, flips and distortions of `vlprune.finetune.augment`.
         lr: peak learning rate.
         weight_decay: of what decayed says.
         decayed: "weights" (none on biases and norms) or "all".

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from eval import get_task
 from vlprune import models
-from vlprune.calibrate import STATISTICS_VERSION
+from vlprune.calibrate.collect import STATISTICS_VERSION
 from vlprune.config import DENSE, RunConfig
 from vlprune.data import data_digest
-from vlprune.keys import Contents
 from vlprune.pruners import get_pruner
+from vlprune.store.keys import Contents
 
 
 def contents(

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from vlprune.batch import Batch
-from vlprune.cache import cached
-from vlprune.calibrate import UNCACHED, Statistics, collect, load_statistics, save_statistics
+from vlprune.calibrate.collect import UNCACHED, Statistics, collect, load_statistics, save_statistics
+from vlprune.calibrate.rows import Rows
 from vlprune.config import PruningConfig, RunConfig
 from vlprune.contents import contents
 from vlprune.data import calibration_batches
-from vlprune.keys import masks_key, statistics_key
-from vlprune.masks import Masks, load_masks, save_masks
+from vlprune.masks import Masks
 from vlprune.models import ModelAdapter
 from vlprune.pruners import check_pruning, get_pruner, prune_masks
-from vlprune.rows import Rows
+from vlprune.store.cache import cached
+from vlprune.store.keys import masks_key, statistics_key
+from vlprune.store.masks import load_masks, save_masks
 
 
 def compute_masks(

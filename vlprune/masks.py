@@ -1,28 +1,21 @@
-"""Masks: which edges of a LayerGraph stay, applied, measured, compared and stored."""
+"""Masks: which edges of a LayerGraph stay, applied, measured and compared."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
-import os
 import reprlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlprune.atomic import atomic
 from vlprune.graph import LayerGraph
 
-_FORMAT = "vlprune-masks-1"
 SOME_ZEROS = 0.001  # share of zeros that no dense model has
 logger = logging.getLogger(__name__)
 
@@ -190,66 +183,6 @@ def mask_hash(masks: Masks) -> str:
             digest.update(f"{weight.dtype}\n".encode())
             digest.update(weight.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def save_masks(path: str | os.PathLike[str], masks: Masks, provenance: Mapping[str, str]) -> None:
-    """Writes a mask bundle, a safetensors file, atomically: a reader sees the old file or the whole new one.
-
-    Every mask is one bit an edge; moved weights are stored in full; the header holds layer order, shapes, aliases, hash
-    and where the masks come from.
-    """
-    tensors = {f"mask.{name}": pack_bits(mask) for name, mask in masks.items()}
-    for name, weight in (masks.weights or {}).items():
-        tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
-    header = {
-        "format": _FORMAT,
-        "aliases": json.dumps(masks.aliases),
-        "shapes": json.dumps({name: list(mask.shape) for name, mask in masks.items()}),
-        "provenance": json.dumps(dict(provenance)),
-        "hash": mask_hash(masks),
-    }
-    with atomic(Path(path)) as half:
-        save_file(tensors, half, metadata=header)
-
-
-def load_masks(path: str | os.PathLike[str]) -> Masks:
-    """The masks of a bundle, checked against its hash.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is no mask bundle or is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _header(file.metadata())
-            names = set(file.keys())
-            shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
-            weights = None
-            if any(name.startswith("weight.") for name in names):
-                weights = {name: file.get_tensor(f"weight.{name}") for name in shapes}
-            bits = {name: unpack_bits(file.get_tensor(f"mask.{name}"), shape) for name, shape in shapes.items()}
-        masks = Masks(bits, weights, json.loads(header.get("aliases", "{}")))
-        if mask_hash(masks) != header["hash"]:
-            raise ValueError("its hash does not match its content")
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not an intact mask bundle: {error}") from error
-    return masks
-
-
-def load_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Where the masks of a bundle come from, read from its header alone; errors as in `load_masks`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads(_header(file.metadata())["provenance"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not an intact mask bundle: {error}") from error
-
-
-def _header(metadata: dict[str, str] | None) -> dict[str, str]:
-    found = (metadata or {}).get("format")
-    if found != _FORMAT:
-        raise ValueError(f"its format is {found!r}, not {_FORMAT!r}")
-    return metadata or {}
 
 
 def check_fits(graph: LayerGraph, what: str, tensors: Mapping[str, Tensor]) -> None:

@@ -17,16 +17,16 @@ from datasets import Dataset
 
 from eval import get_task
 from eval.base import Settings
-from vlprune import memory
-from vlprune.augment import PaperAugmentation
+from vlprune import cost
+from vlprune.calibrate.rows import Rows
 from vlprune.config import DENSE, RunConfig, TaskConfig
 from vlprune.data import annotation_files, guards, load_answers, load_pairs, load_questions
-from vlprune.draws import Captions, Change, Example, unchanged
-from vlprune.finetune import finetune
+from vlprune.finetune.augment import PaperAugmentation
+from vlprune.finetune.loop import finetune
+from vlprune.finetune.sampler import Captions, Change, Example, unchanged
 from vlprune.masking import cached_masks
 from vlprune.masks import apply_masks, measure
 from vlprune.models import ModelAdapter, load_model
-from vlprune.rows import Rows
 
 logger = logging.getLogger(__name__)
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
@@ -76,7 +76,7 @@ def run(
         workers: processes that read the training images.
     """
     watch = _Stopwatch()
-    memory.reset_peak()
+    cost.reset_peak()
     set_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with watch("load"):
@@ -128,7 +128,7 @@ def run(
         sparsity=measure(model),
         layer_sparsity={layer.name: float((model.weight(layer.name) == 0).float().mean()) for layer in model.graph},
         seconds=watch.seconds,
-        peak_memory=memory.peak(),
+        peak_memory=cost.peak(),
     )
 
 

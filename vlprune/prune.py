@@ -21,19 +21,20 @@ from rich.table import Table
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vlprune import memory
-from vlprune.atomic import write_text
+from vlprune import cost
 from vlprune.batch import Batch
-from vlprune.calibrate import Statistics, collect
-from vlprune.card import card
+from vlprune.calibrate.collect import Statistics, collect
+from vlprune.calibrate.rows import MEMORY_LIMIT, Rows
 from vlprune.config import CalibrationConfig, ConfigError, PruningConfig, unknown
 from vlprune.data import calibration_batches
 from vlprune.masking import compute_masks
-from vlprune.masks import Masks, already_sparse, apply_masks, save_masks
+from vlprune.masks import Masks, already_sparse, apply_masks
 from vlprune.models import ModelAdapter, load_model, model_digest, save_model
 from vlprune.models.blip import BLIP
+from vlprune.models.card import card
 from vlprune.pruners import PRUNERS, check_pruning, get_pruner, prune_masks
-from vlprune.rows import MEMORY_LIMIT, Rows
+from vlprune.store.atomic import write_text
+from vlprune.store.masks import save_masks
 
 logger = logging.getLogger(__name__)
 MASKS, CARD = "masks.safetensors", "README.md"
@@ -93,10 +94,10 @@ class Stages:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """A stage while inside."""
-        memory.reset_peak()
+        cost.reset_peak()
         start = time.perf_counter()
         yield
-        self.rows.append((stage, time.perf_counter() - start, memory.peak()))
+        self.rows.append((stage, time.perf_counter() - start, cost.peak()))
 
     def table(self) -> Table:
         """For the terminal."""

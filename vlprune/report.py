@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vlprune.catalogue import catalogue, quickstart
 from vlprune.config import ConfigError
-from vlprune.record import read_record, run_directory
 from vlprune.reports.publish import render
-from vlprune.table import Catalogue, load_table
+from vlprune.store.record import read_record, run_directory
+from vlprune.sweep.catalogue import catalogue, quickstart
+from vlprune.sweep.table import Catalogue, load_table
 
 
 @dataclass(frozen=True)

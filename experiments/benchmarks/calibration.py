@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from vlprune.batch import Batch
-from vlprune.calibrate import collect
+from vlprune.calibrate.collect import collect
 from vlprune.data import calibration_batches
 from vlprune.models import find_model, load_model
 from vlprune.models.base import ModelAdapter
@@ -95,7 +95,7 @@ def costs(name: str, model: ModelAdapter, batch: Batch, calls: int, repeats: int
 def memory(n_batches: int) -> int:
     """Peak resident bytes of a process that collects all sums from so many batches."""
     code = (
-        "import vlprune as vp; from vlprune.calibrate import collect\n"
+        "import vlprune as vp; from vlprune.calibrate.collect import collect\n"
         "model = vp.load_model('tiny-xvlm')\n"
         f"batches = vp.calibration_batches('scenes', model, n_batches={n_batches}, batch_size=4, seed=0)\n"
         "collect(model, batches, {'input_sq', 'input_outer', 'grad', 'grad_sq', 'row_size'})\n"

@@ -25,8 +25,8 @@ import dense_chita
 import numpy as np
 import torch
 
+from vlprune.calibrate.rows import Rows, WithRows
 from vlprune.pruners import chita
-from vlprune.rows import Rows, WithRows
 
 LAM = 1e-2
 SPARSITY = 0.75

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from vlprune.atomic import atomic
+from vlprune.store.atomic import atomic
 
 MINUTES = 3  # between checkpoints
 

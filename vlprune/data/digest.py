@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from vlprune.atomic import write_text
 from vlprune.data import scenes, tables
 from vlprune.data.images import SUFFIXES
 from vlprune.data.source import DATASETS, TABLES, Directory, Hub, cache_home, find_source
+from vlprune.store.atomic import write_text
 
 EDGE = 4096  # bytes of an image's or a table's start, and of its end, that are read
 SETTLED = 2.0  # seconds after which a change of a file is sure to change its time

@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlprune.atomic import atomic
 from vlprune.models import modeling_xvlm, official
 from vlprune.models.base import Config
 from vlprune.models.blip import BLIP, PRETRAINING
@@ -27,6 +26,7 @@ from vlprune.models.fusion import FusionAdapter
 from vlprune.models.state import SAFETENSORS, fill, names_of, read_state
 from vlprune.models.tokenizer import BLIP_TOKENS, FILES, bert_tokenizer, load_tokenizer
 from vlprune.models.xvlm import XVLM
+from vlprune.store.atomic import atomic
 
 FAMILIES: dict[str, type[FusionAdapter]] = {"blip": BLIP, "xvlm": XVLM}
 ARCHITECTURES = {

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlprune.atomic import atomic
 from vlprune.config import unknown
 from vlprune.masks import Masks, check_fits
 from vlprune.models.base import ModelAdapter
 from vlprune.models.official import PREFIXES, is_entry, official_to_ours, ours_to_official, unpickle
+from vlprune.store.atomic import atomic
 
 WEIGHT, BIAS = ".weight_pruning_mask", ".bias_pruning_mask"
 # BLIP's momentum copies, which the reference masks too, with ones.

@@ -17,7 +17,6 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vlprune.atomic import atomic, write_text
 from vlprune.config import unknown
 from vlprune.models.base import Config
 from vlprune.models.coca import OpenCoCa
@@ -26,6 +25,7 @@ from vlprune.models.names import OPEN_CLIP_CONFIG as CONFIG
 from vlprune.models.official import refused
 from vlprune.models.openclip import OpenCLIP, OpenCLIPInput
 from vlprune.models.openclip_attention import packed_state
+from vlprune.store.atomic import atomic, write_text
 
 WEIGHTS = "open_clip_model.safetensors"
 # What a directory of open_clip may call its weights.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from vlprune.config import DENSE, variant
-from vlprune.keys import digest
-from vlprune.record import Record, load_records
-from vlprune.variants import label, labels
+from vlprune.reports.variants import label, labels
+from vlprune.store.keys import digest
+from vlprune.store.record import Record, load_records
 
 COLUMNS = (
     "model",

@@ -12,12 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vlprune.config import DENSE, variant
-from vlprune.keys import masks_key
-from vlprune.masks import load_masks, load_provenance, overlap
-from vlprune.record import Record
+from vlprune.masks import overlap
 from vlprune.reports.frame import rows
 from vlprune.reports.tables import percent
-from vlprune.variants import labels
+from vlprune.reports.variants import labels
+from vlprune.store.keys import masks_key
+from vlprune.store.masks import load_masks, load_provenance
+from vlprune.store.record import Record
 
 COLUMNS = (
     *("model", "sparsity", "modality", "method_a", "variant_a", "seed_a", "method_b", "variant_b", "seed_b"),

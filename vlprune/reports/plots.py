@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vlprune.atomic import atomic
 from vlprune.config import DENSE
 from vlprune.reports.frame import check_comparable, named, rows
 from vlprune.reports.tables import metric_axis
+from vlprune.store.atomic import atomic
 
 # Okabe and Ito's palette for all kinds of colour vision; markers and dashes tell the lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from vlprune.atomic import write_text
-from vlprune.record import Record
 from vlprune.reports import plots
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import html_table, latex, markdown
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
 from vlprune.reports.tables import averages, details, summary
+from vlprune.store.atomic import write_text
+from vlprune.store.record import Record
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from vlprune.config import DENSE, unknown
 from vlprune.reports.frame import check_comparable, rows
-from vlprune.variants import find, labels
+from vlprune.reports.variants import find, labels
 
 PLACE = ["model", "task", "data", "settings", "metric", "sparsity"]
 SETTING = ["model", "task", "data", "settings"]

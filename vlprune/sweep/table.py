@@ -21,9 +21,9 @@ from vlprune.config import (
     unknown,
     variant,
 )
-from vlprune.keys import Contents, run_key
+from vlprune.reports.variants import label, labels
 from vlprune.schema import build, typed
-from vlprune.variants import label, labels
+from vlprune.store.keys import Contents, run_key
 
 AXES = ("models", "methods", "sparsities", "tasks", "seeds")
 PARTS = {

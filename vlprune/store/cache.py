@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from vlprune.atomic import atomic, write_text
+from vlprune.store.atomic import atomic, write_text
 
 logger = logging.getLogger(__name__)
 

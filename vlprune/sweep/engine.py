@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlprune.config import DENSE, RunConfig
-from vlprune.record import LOG, Record, read_record, run_directory, versions, write_error, write_record
-from vlprune.table import Cell
+from vlprune.store.record import LOG, Record, read_record, run_directory, versions, write_error, write_record
+from vlprune.sweep.table import Cell
 
 if TYPE_CHECKING:
     from vlprune.pipeline import Outcome

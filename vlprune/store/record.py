@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlprune.atomic import atomic, write_text
 from vlprune.config import RunConfig
-from vlprune.keys import Contents
 from vlprune.schema import build
+from vlprune.store.atomic import atomic, write_text
+from vlprune.store.keys import Contents
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from vlprune.config import ConfigError
-from vlprune.table import Catalogue
+from vlprune.sweep.table import Catalogue
 
 QUICKSTART = Path("experiments") / "quickstart.toml"
 
@@ -14,7 +14,7 @@ QUICKSTART = Path("experiments") / "quickstart.toml"
 def catalogue() -> Catalogue:
     """The names that a table may use; importing them takes seconds."""
     from eval import TASKS
-    from vlprune.calibrate import UNCACHED
+    from vlprune.calibrate.collect import UNCACHED
     from vlprune.contents import contents
     from vlprune.data import data_digest
     from vlprune.models import model_digest

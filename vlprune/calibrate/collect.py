@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from vlprune.batch import Batch
+from vlprune.calibrate.inputs import Inputs, Recorded
+from vlprune.calibrate.rows import Rows, WithRows
 from vlprune.config import unknown
 from vlprune.graph import BipartiteLayer, LayerGraph
-from vlprune.inputs import Inputs, Recorded
-from vlprune.rows import Rows, WithRows
 
 Statistics = dict[str, Mapping[str, Tensor]]
 # Raised when the values of a statistic change, so that what was measured before is not read again.

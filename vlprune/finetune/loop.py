@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from vlprune.config import FinetuningConfig
-from vlprune.draws import Change, Drawn, Example, Passes, unchanged
+from vlprune.finetune.sampler import Change, Drawn, Example, Passes, unchanged
 
 Loss = Callable[[nn.Module, Sequence[Mapping[str, Any]], Generator], Tensor]
 
@@ -178,7 +178,7 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _loader(drawn: Drawn, passes: Passes, workers: int) -> DataLoader:
     if workers:  # new ones in every epoch, which then need not import all that again
-        multiprocessing.set_forkserver_preload(["vlprune.augment", "vlprune.draws"])
+        multiprocessing.set_forkserver_preload(["vlprune.finetune.augment", "vlprune.finetune.sampler"])
     return DataLoader(
         drawn,  # pyright: ignore[reportArgumentType]
         batch_sampler=passes,

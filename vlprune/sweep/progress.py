@@ -13,11 +13,11 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 from vlprune.config import DENSE
-from vlprune.engine import Event
-from vlprune.record import ERROR, read_record, run_directory
 from vlprune.reports.grid import MISSING
 from vlprune.reports.tables import metric_name, percent
-from vlprune.table import Cell, Table
+from vlprune.store.record import ERROR, read_record, run_directory
+from vlprune.sweep.engine import Event
+from vlprune.sweep.table import Cell, Table
 
 
 def clock(seconds: float) -> str:

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 import tyro
 from rich.console import Console
 
-from vlprune.catalogue import catalogue, quickstart
+from vlprune.calibrate.rows import MEMORY_LIMIT, Rows
 from vlprune.config import DENSE, ConfigError, RunConfig
-from vlprune.engine import Run, cuda_devices, execute
-from vlprune.progress import Progress, clock
-from vlprune.record import ERROR, PREDICTIONS, read_record, run_directory
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
 from vlprune.reports.publish import publish
 from vlprune.reports.tables import summary
-from vlprune.rows import MEMORY_LIMIT, Rows
-from vlprune.table import Catalogue, Cell, Selection, Table, load_table
+from vlprune.store.record import ERROR, PREDICTIONS, read_record, run_directory
+from vlprune.sweep.catalogue import catalogue, quickstart
+from vlprune.sweep.engine import Run, cuda_devices, execute
+from vlprune.sweep.progress import Progress, clock
+from vlprune.sweep.table import Catalogue, Cell, Selection, Table, load_table
 
 if TYPE_CHECKING:
     from vlprune.pipeline import Outcome
@@ -216,7 +216,7 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m vlprune.sweep")
     try:
         from vlprune.pipeline import run
-        from vlprune.preflight import preflight
+        from vlprune.sweep.preflight import preflight
 
         skip = {"skip_broken": options.skip_broken}
         if options.memory_limit < 0:

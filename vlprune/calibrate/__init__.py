@@ -1,0 +1,1 @@
+"""Statistics: what calibration batches tell about every layer."""

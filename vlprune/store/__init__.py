@@ -1,0 +1,1 @@
+"""What runs leave on the disk: whole files or none, under keys of all that they depend on."""

@@ -1,0 +1,1 @@
+"""Sweeps: a table of runs, made stage by stage by worker processes."""
