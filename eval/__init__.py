@@ -1,8 +1,9 @@
-"""Tasks and their metrics; knows a model only as the Protocol of `eval.base`."""
+"""Tasks and their metrics; they know a model only as the Protocol of `eval.base`."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,19 +11,24 @@ if TYPE_CHECKING:
 
     TASKS: dict[str, Task]
 
+# The registry: each name is a module of this package whose TASK is the task of that name.
+NAMES = (
+    "retrieval",
+    "captioning",
+    "vqa",
+)
+
 
 def __getattr__(name: str) -> Any:
-    """TASKS, built when first asked for, so that `python -m eval.vqa` imports its module once and no other task."""
+    """TASKS, {name: Task}, built when first asked for, so that `python -m eval.vqa` imports no other task."""
     if name != "TASKS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from eval import captioning, retrieval, vqa
-
-    globals()["TASKS"] = {task.name: task for task in (retrieval.TASK, captioning.TASK, vqa.TASK)}
+    globals()["TASKS"] = {each: import_module(f"{__name__}.{each}").TASK for each in NAMES}
     return globals()["TASKS"]
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
+    """The task of a name.
 
     Raises:
         ValueError: an unknown name.

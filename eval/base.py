@@ -2,61 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL.Image import Image
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Generator, Tensor
 
 Example = Mapping[str, Any]
 Prediction = dict[str, Any]
+Keep = Callable[[int, Callable[[], list[Any]]], list[Any]]
+
+STRICT = ConfigDict(strict=True, extra="forbid")  # options are of their own types, and no others
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
+@pydantic_dataclass(frozen=True, config=STRICT)
+class NoOptions:
+    """The options of a task that has none."""
+
+
+def compute(_number: int, make: Callable[[], list[Any]]) -> list[Any]:
+    """The part of an evaluation that `make` computes; the `Keep` that stores nothing."""
+    return make()
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """A list of examples, or a `datasets.Dataset`, which opens the picture of a row when that is read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@runtime_checkable
 class TextStates(Protocol):
     """Encoded texts that a model can match with images."""
 
     def select(self, index: Tensor) -> TextStates:
-        """The texts at positions index (k,) int64, in that order."""
+        """The encoded texts at the positions index (k,) int64, in that order."""
         ...
 
 
-class VisionLanguageModel(Protocol):
-    """What the tasks need of a model; the vlprune adapters have it."""
+@runtime_checkable
+class RetrievalModel(Protocol):
+    """A model that compares images with texts."""
 
     def embed_images(self, images: Sequence[Image]) -> tuple[Tensor, Tensor]:
-        """Unit features (n, d) and tokens (n, t, width)."""
-        ...
-
-    def tokens_of(self, images: Sequence[Image]) -> Tensor:
-        """Tokens (n, t, width); a model without features has them too."""
+        """Features (n, d) of unit length, by which images and texts are compared, and image tokens (n, t, width)."""
         ...
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, TextStates]:
-        """Unit features (n, d) and the states that `match` takes."""
+        """Features (n, d) of unit length and the encoded texts that `match` takes."""
         ...
 
     def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:
-        """Re-ranking scores (n,) of n pairs: image_tokens (n, t, width), n texts, their ITC similarity (n,)."""
+        """Re-ranking scores (n,) of n pairs of an image and a text.
+
+        Args:
+            image_tokens: (n, t, width), the tokens of each pair's image.
+            texts: the n texts.
+            similarity: (n,), the dot product of the features of each pair.
+        """
         ...
 
     def retrieval_loss(
         self, images: Sequence[Image], texts: Sequence[str], image_ids: Sequence[Any], generator: Generator
     ) -> Tensor:
-        """ITC + ITM of n pairs; pairs of the same image_id are all positives; the generator draws the negatives."""
+        """Contrastive and matching loss of n pairs, a scalar.
+
+        Args:
+            images: the n images.
+            texts: the n texts.
+            image_ids: of the n images; all pairs of one image are positives of each other.
+            generator: draws the negatives of the matching loss.
+        """
         ...
 
+
+@runtime_checkable
+class CaptioningModel(Protocol):
+    """A model that says what an image shows."""
+
     def generate(self, images: Sequence[Image], *, num_beams: int, max_length: int, min_length: int) -> list[str]:
-        """One caption an image; lengths in tokens, prompt included."""
+        """One caption for each image, by beam search; lengths count tokens, those of the prompt included."""
         ...
 
     def captioning_loss(self, images: Sequence[Image], captions: Sequence[str]) -> Tensor:
-        """Language-model loss of n captions."""
+        """Language-modeling loss of one caption for each image, a scalar."""
+        ...
+
+
+@runtime_checkable
+class VqaModel(Protocol):
+    """A model that answers questions about images."""
+
+    def tokens_of(self, images: Sequence[Image]) -> Tensor:
+        """Image tokens (n, t, width)."""
         ...
 
     def rank_answers(self, images: Tensor, questions: Sequence[str], answers: Sequence[str], k: int) -> Tensor:
-        """Scores (n, n_answers), -inf beyond the k first candidates; images are tokens_of's (n, t, width)."""
+        """Scores (n, n_answers) of the answers to n questions, the highest for the best answer.
+
+        Args:
+            images: (n, t, width), the tokens of the image of each question, as `tokens_of` returns them.
+            questions: the n questions.
+            answers: the answers to choose from.
+            k: number of candidates, chosen by their first token, that are scored whole; the others score -inf.
+        """
         ...
 
     def vqa_loss(
@@ -66,28 +125,23 @@ class VisionLanguageModel(Protocol):
         answers: Sequence[Sequence[str]],
         weights: Sequence[Sequence[float]],
     ) -> Tensor:
-        """Language-model loss of the answers to n questions, each answer with its weight."""
+        """Language-modeling loss of the answers to n questions, a scalar.
+
+        Args:
+            images: the image of each question.
+            questions: the n questions.
+            answers: the answers to each question.
+            weights: the weight of each answer.
+        """
         ...
 
 
-class Settings(Protocol):
-    """How a model is evaluated.
+class VisionLanguageModel(RetrievalModel, CaptioningModel, VqaModel, Protocol):
+    """All methods that tasks call; a model needs those alone that the `needs` of its tasks name."""
 
-    Attributes:
-        k_test: candidates that are re-ranked (retrieval by ITM, VQA by sequence loss).
-        num_beams: beams of caption generation.
-        max_length: most tokens of a caption, prompt included.
-        min_length: fewest tokens of a caption, prompt included.
-    """
 
-    @property
-    def k_test(self) -> int: ...  # noqa: D102
-    @property
-    def num_beams(self) -> int: ...  # noqa: D102
-    @property
-    def max_length(self) -> int: ...  # noqa: D102
-    @property
-    def min_length(self) -> int: ...  # noqa: D102
+def _accept(_options: Any, _examples: Examples) -> None:
+    """Accepts all options and examples."""
 
 
 @dataclass(frozen=True)
@@ -95,39 +149,57 @@ class Task:
     """A fine-tuning objective and an evaluation.
 
     Attributes:
-        name: key in eval.TASKS.
-        version: raised whenever the numbers of `score` or `predict` change.
+        name: name of the task, that of its module in `eval`.
         headline: the metric that tables show first.
         metrics: all metrics of `score`, in the order of tables.
-        examples: "pairs" (columns image, image_id, captions) or "questions" (image, image_id, question, question_id,
-            answers): what the task is trained and evaluated on.
+        examples: what the task is trained and evaluated on: "pairs" (columns image, image_id, captions) or "questions"
+            (image, image_id, question, question_id, answers).
+        references: the column that predictions are compared with. Examples where it is empty can be predicted and not
+            scored.
+        needs: names of the methods of `VisionLanguageModel` that `loss` and `predict` call.
         loss: (model, examples, generator) -> scalar training loss of a list of examples; the generator makes all random
             choices.
-        prepare: (train examples) -> what predict needs of them: the answer list of VQA, else None.
-        predict: (model, examples, settings, prepared) -> one JSON-able prediction a sample, in the order of the
-            examples; the caller has put the model in evaluation mode.
+        predict: (model, examples, options, prepared, keep=compute) -> one JSON-able prediction for each sample, in the
+            order of the examples; the caller has put the model in evaluation mode. The work is done in parts, numbered
+            from 0: `keep(number, make)` returns the list of part `number`, which `make()` computes where it is not
+            stored yet. A part that was stored, as JSON with NaN and infinity, gives the same predictions, and neither
+            opens its images nor runs the model on them. What a number stands for depends on examples, options and code
+            alone.
         score: (predictions, examples) -> {metric: value}; pure, without a model.
-        floors: (train examples, test examples) -> {floor name: {metric: value}}, got without learning.
+        floors: (training examples, test examples) -> {name of a floor: {metric: value}}, reached without learning.
+        options: dataclass of the task's options, frozen and strict, every one with a default.
+        check: (options, examples without images) -> None; raises a ValueError of one line where the metrics cannot be
+            computed.
+        prepare: (training examples) -> what `predict` gets as `prepared`; None: nothing is prepared, and training
+            examples are not needed to predict.
+        submission: the fields of a prediction that EvalAI takes, its id and its text; None: EvalAI takes none.
     """
 
     name: str
-    version: int
     headline: str
     metrics: tuple[str, ...]
     examples: Literal["pairs", "questions"]
+    references: Literal["captions", "answers"]
+    needs: frozenset[str]
     loss: Callable[..., Tensor]
-    prepare: Callable[[Sequence[Example]], Any]
     predict: Callable[..., list[Prediction]]
-    score: Callable[[Sequence[Prediction], Sequence[Example]], dict[str, float]]
-    floors: Callable[[Sequence[Example], Sequence[Example]], dict[str, dict[str, float]]]
+    score: Callable[..., dict[str, float]]
+    floors: Callable[[Examples, Examples], dict[str, dict[str, float]]]
+    options: type = NoOptions
+    check: Callable[[Any, Examples], None] = _accept
+    prepare: Callable[[Examples], Any] | None = None
+    submission: tuple[str, str] | None = None
 
 
-def no_preparation(_train_examples: Sequence[Example]) -> None:
-    """Nothing: the `prepare` of a task that predicts without the training examples."""
+def columns(examples: Examples, *names: str) -> list[dict[str, Any]]:
+    """The examples with the named columns alone, so that a `datasets.Dataset` opens no pictures."""
+    select = getattr(examples, "select_columns", None)
+    rows = select(list(names)) if select else examples
+    return [{name: row[name] for name in names} for row in rows]
 
 
 def align(
-    predictions: Sequence[Prediction], examples: Sequence[Example], *, key: str, said: str, wanted: str
+    predictions: Sequence[Prediction], examples: Examples, *, key: str, said: str, wanted: str
 ) -> list[tuple[Any, Any]]:
     """(prediction[said], example[wanted]) in the order of the examples, matched by the field `key`.
 
@@ -143,11 +215,17 @@ def align(
     return [(given[k], reference) for k, reference in references.items()]
 
 
-def by_id(rows: Sequence[Mapping[str, Any]], key: str, field: str, what: str) -> dict[str, Any]:
+def by_id(rows: Examples, key: str, field: str, what: str) -> dict[str, Any]:
     """{str(row[key]): row[field]}: the ids 5 and "5" are the same, as files and data sets do not agree on their type.
 
+    Args:
+        rows: predictions or examples.
+        key: name of the field of ids.
+        field: name of the field of values.
+        what: what the rows are, for errors.
+
     Raises:
-        ValueError: a row without one of the fields, a repeated id, or no row at all; `what` names the rows.
+        ValueError: a row without one of the fields, a repeated id, or no row at all.
     """
     found: dict[str, Any] = {}
     for number, row in enumerate(rows, 1):
@@ -162,7 +240,7 @@ def by_id(rows: Sequence[Mapping[str, Any]], key: str, field: str, what: str) ->
     return found
 
 
-def pick_captions(examples: Sequence[Example], generator: Generator) -> list[str]:
+def pick_captions(examples: Examples, generator: Generator) -> list[str]:
     """One caption of each example, drawn by the generator."""
     draws = torch.rand(len(examples), generator=generator, dtype=torch.float64).tolist()
     return [example["captions"][int(draw * len(example["captions"]))] for example, draw in zip(examples, draws)]

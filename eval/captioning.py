@@ -10,43 +10,69 @@ import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from eval import command
 from eval.base import (
-    Example,
+    STRICT,
+    AtLeastOne,
+    CaptioningModel,
+    Examples,
+    Keep,
     Prediction,
-    Settings,
     Task,
-    VisionLanguageModel,
     align,
     by_id,
-    no_preparation,
+    columns,
+    compute,
     pick_captions,
 )
 from eval.ptb import words
 
-BATCH = 64  # images captioned at a time
+BATCH = 64  # images captioned at a time, which are a part of the evaluation
 EXTRA = ("meteor", "spice")
+
+
+@dataclass(frozen=True, config=STRICT)
+class CaptioningOptions:
+    """Options of captioning, all of beam search.
+
+    Attributes:
+        num_beams: number of beams.
+        max_length: the most tokens of a caption, those of the prompt included.
+        min_length: the fewest tokens of a caption, those of the prompt included.
+    """
+
+    num_beams: AtLeastOne = 3
+    max_length: AtLeastOne = 30
+    min_length: AtLeastOne = 5
+
+    def __post_init__(self) -> None:
+        if self.max_length < self.min_length:
+            raise ValueError(f"max_length must be at least min_length = {self.min_length}, got {self.max_length}")
 
 
 def score(
     captions: Sequence[str], references: Sequence[Sequence[str]], *, extra: Sequence[str] = ()
 ) -> dict[str, float]:
-    """{"bleu4", "rougel", "cider"} and what `extra` names, x100, by pycocoevalcap on the words of `eval.ptb`.
+    """{"bleu4", "rougel", "cider"} and what `extra` names, ×100, by pycocoevalcap on the words of `eval.ptb`.
 
     CIDEr (Vedantam et al. 2015, arXiv:1411.5726) takes its document frequencies from these references, so its value
-    depends on how many images are scored together; on one image it is 0. The tokenizer is ours: no Java is needed.
+    depends on how many images are scored together; on one image it is 0. The tokenizer of `eval.ptb` needs no Java.
 
     Args:
-        captions: one an image.
-        references: at least one a caption, in the same order.
-        extra: of "meteor" (needs Java) and "spice" (needs Java and Stanford CoreNLP 3.6.0, never downloaded here).
+        captions: one caption for each image.
+        references: for each caption, in the same order, at least one text that it is compared with, such as
+            [["a cat", "a pet"], ["a dog"]].
+        extra: names of further metrics, "meteor" (needs Java) and "spice" (needs Java and Stanford CoreNLP 3.6.0, which
+            is never downloaded here).
 
     Raises:
         ValueError: no captions, not as many as references, an image without reference, an unknown extra metric.
@@ -127,40 +153,61 @@ def _need_java(metric: str) -> None:
 
 
 def score_predictions(
-    predictions: Sequence[Prediction], examples: Sequence[Example], *, extra: Sequence[str] = ()
+    predictions: Sequence[Prediction], examples: Examples, *, extra: Sequence[str] = ()
 ) -> dict[str, float]:
-    """`score` of predictions {"image_id", "caption"} against the captions of the examples of the same image_id."""
+    """`score` of predictions {"image_id", "caption"}, each against the captions of the example of its image_id."""
     captions, references = zip(*align(predictions, examples, key="image_id", said="caption", wanted="captions"))
     return score(captions, references, extra=extra)
 
 
-def loss(model: VisionLanguageModel, examples: Sequence[Example], generator: Generator) -> Float[Tensor, ""]:
-    """Language-model loss of one caption an example, drawn by the generator."""
+def loss(model: CaptioningModel, examples: Examples, generator: Generator) -> Float[Tensor, ""]:
+    """Language-modeling loss of one caption of each example, drawn by the generator."""
     return model.captioning_loss([example["image"] for example in examples], pick_captions(examples, generator))
 
 
 @torch.inference_mode()
 def predict(
-    model: VisionLanguageModel, examples: Sequence[Example], settings: Settings, _prepared: None = None
+    model: CaptioningModel,
+    examples: Examples,
+    options: CaptioningOptions,
+    _prepared: None = None,
+    keep: Keep = compute,
 ) -> list[Prediction]:
-    """{"image_id", "caption"} of each example, by beam search."""
-    predictions: list[Prediction] = []
-    for start in range(0, len(examples), BATCH):
+    """{"image_id", "caption"} of each example, by beam search; a part is the predictions of BATCH images."""
+
+    def caption(start: int) -> list[Prediction]:
         batch = [examples[i] for i in range(start, min(start + BATCH, len(examples)))]
         captions = model.generate(
             [example["image"] for example in batch],
-            num_beams=settings.num_beams,
-            max_length=settings.max_length,
-            min_length=settings.min_length,
+            num_beams=options.num_beams,
+            max_length=options.max_length,
+            min_length=options.min_length,
         )
-        predictions += [{"image_id": e["image_id"], "caption": text} for e, text in zip(batch, captions, strict=True)]
-    return predictions
+        return [{"image_id": e["image_id"], "caption": text} for e, text in zip(batch, captions, strict=True)]
+
+    starts = range(0, len(examples), BATCH)
+    return [row for part, start in enumerate(starts) for row in keep(part, partial(caption, start))]
 
 
-def floors(train_examples: Sequence[Example], test_examples: Sequence[Example]) -> dict[str, dict[str, float]]:
-    """ "constant caption": every image gets the most frequent training caption, of equally frequent ones the first.
+def check(_options: CaptioningOptions, examples: Examples) -> None:
+    """Whether `score` can be computed on the examples.
 
-    Captions are compared by their words.
+    Raises:
+        ValueError: some images have captions and others have none.
+    """
+    rows = columns(examples, "image_id", "captions")
+    bare = [row["image_id"] for row in rows if not row["captions"]]
+    if 0 < len(bare) < len(rows):
+        raise ValueError(
+            f"captions are scored against those of every image, and of {len(rows)} images {len(bare)} have none, "
+            f"the first is image_id {bare[0]!r}"
+        )
+
+
+def floors(train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
+    """{"constant caption": metrics where every image gets the most frequent training caption}.
+
+    Captions are counted by their words; of equally frequent ones the first is taken.
     """
     counts = Counter(" ".join(words(caption)) for example in train_examples for caption in example["captions"])
     if not counts:
@@ -172,15 +219,18 @@ def floors(train_examples: Sequence[Example], test_examples: Sequence[Example]) 
 
 TASK = Task(
     name="captioning",
-    version=1,
     headline="cider",
     metrics=("bleu4", "rougel", "cider"),
     examples="pairs",
+    references="captions",
+    needs=frozenset({"generate", "captioning_loss"}),
     loss=loss,
-    prepare=no_preparation,
     predict=predict,
     score=score_predictions,
     floors=floors,
+    options=CaptioningOptions,
+    check=check,
+    submission=("image_id", "caption"),
 )
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from eval.base import Task
 from eval.files import read_references, read_rows
 from eval.submission import write_submission
 
-SUBMISSIONS = {"vqa": ("question_id", "answer"), "captioning": ("image_id", "caption")}  # id and text of a prediction
-
 
 def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | None = None) -> None:
     """Prints the metrics of a file of predictions, or writes it as EvalAI takes it.
@@ -21,9 +19,9 @@ def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | Non
     Ends the process with one line on a faulty file.
 
     Args:
-        task: what scores.
+        task: the task whose predictions are scored.
         extra: metrics that `task.score` computes only when its keyword `extra` names them.
-        arguments: of the command line; None reads the process's own.
+        arguments: arguments of the command line; None: those of the process.
     """
     parser = argparse.ArgumentParser(prog=f"python -m eval.{task.name}", description="Scores stored predictions.")
     parser.add_argument("predictions", type=Path, help="JSON lines or a JSON list")
@@ -32,7 +30,7 @@ def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | Non
     parser.add_argument("--json", action="store_true", help="print JSON, unrounded")
     if extra:
         parser.add_argument("--extra", nargs="+", choices=extra, default=[], help="further metrics, computed by Java")
-    if submission := SUBMISSIONS.get(task.name):
+    if task.submission:
         parser.add_argument(
             "--evalai",
             type=Path,
@@ -40,9 +38,9 @@ def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | Non
             help="write FILE instead, checked against references (questions) if any",
         )
     asked = parser.parse_args(arguments)
-    if submission and asked.evalai:
+    if task.submission and asked.evalai:
         try:
-            key, said = submission
+            key, said = task.submission
             rows = read_rows(asked.predictions)
             written = write_submission(asked.evalai, rows, key=key, said=said, wanted=asked.references)
         except (OSError, ValueError) as error:

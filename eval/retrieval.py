@@ -6,21 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Real
+from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from eval import command
 from eval.base import (
-    Example,
+    STRICT,
+    AtLeastOne,
+    Examples,
+    Keep,
     Prediction,
-    Settings,
+    RetrievalModel,
     Task,
-    VisionLanguageModel,
+    TextStates,
     by_id,
-    no_preparation,
+    columns,
+    compute,
     pick_captions,
 )
 
@@ -30,21 +36,35 @@ PAIRS = 256  # image-text pairs matched at a time
 METRICS = ("tr_r1", "tr_r5", "tr_r10", "tr_mean", "ir_r1", "ir_r5", "ir_r10", "ir_mean", "r_mean")
 
 
+@dataclass(frozen=True, config=STRICT)
+class RetrievalOptions:
+    """Options of retrieval.
+
+    Attributes:
+        k_test: number of candidates of a query, the most similar ones, that are re-ranked by matching; the recall at 10
+            needs at least 10.
+    """
+
+    k_test: AtLeastOne = 16
+
+
 def recalls(
     scores_i2t: Real[np.ndarray, "images texts"] | Real[Tensor, "images texts"],
     scores_t2i: Real[np.ndarray, "texts images"] | Real[Tensor, "texts images"],
     image_of_text: Int[np.ndarray, " texts"] | Int[Tensor, " texts"] | Sequence[int],
 ) -> dict[str, float]:
-    """Recall at 1, 5, 10 x100: tr_* of texts for an image (its best-ranked caption counts), ir_* of images for a text.
+    """Recall at 1, 5, 10 ×100: tr_* of texts for an image (its best-ranked caption counts), ir_* of images for a text.
 
     Ties are decided against the model: a wrong candidate comes before a right one of the same score, so that equal
-    scores are never found to be right. The reference leaves ties to an unstable sort, so its recall of candidates that
-    were not re-ranked, all of them -100, is arbitrary (it matters where k_test < 10); here they come last.
+    scores are never found to be right. The code of MULTIFLOW leaves ties to an unstable sort, so its recall of
+    candidates that were not re-ranked, all of them -100, is arbitrary (it matters where k_test < 10); here they come
+    last.
 
     Args:
-        scores_i2t: (n_images, n_texts), higher is more alike.
-        scores_t2i: (n_texts, n_images).
-        image_of_text: (n_texts,) index of the image of each text; every image has one at least.
+        scores_i2t: (n_images, n_texts), of every text for each image, higher for what is more alike.
+        scores_t2i: (n_texts, n_images), of every image for each text.
+        image_of_text: (n_texts,), the index of the image of each text, such as [0, 0, 1, 1] for two images with two
+            texts each; every image has at least one text.
 
     Returns:
         tr_r1, tr_r5, tr_r10, tr_mean, ir_r1, ..., and r_mean, the mean of tr_mean and ir_mean; not rounded.
@@ -86,8 +106,8 @@ def _named(tr: Sequence[float], ir: Sequence[float]) -> dict[str, float]:
     return dict(zip(METRICS, (*tr, tr_mean, *ir, ir_mean, (tr_mean + ir_mean) / 2), strict=True))
 
 
-def loss(model: VisionLanguageModel, examples: Sequence[Example], generator: Generator) -> Float[Tensor, ""]:
-    """ITC + ITM of one caption an example, drawn by the generator."""
+def loss(model: RetrievalModel, examples: Examples, generator: Generator) -> Float[Tensor, ""]:
+    """Contrastive and matching loss of one caption of each example, drawn by the generator."""
     captions = pick_captions(examples, generator)
     images, ids = [example["image"] for example in examples], [example["image_id"] for example in examples]
     return model.retrieval_loss(images, captions, ids, generator)
@@ -95,13 +115,20 @@ def loss(model: VisionLanguageModel, examples: Sequence[Example], generator: Gen
 
 @torch.inference_mode()
 def predict(
-    model: VisionLanguageModel, examples: Sequence[Example], settings: Settings, _prepared: None = None
+    model: RetrievalModel,
+    examples: Examples,
+    options: RetrievalOptions,
+    _prepared: None = None,
+    keep: Keep = compute,
 ) -> list[Prediction]:
     """The ten best of the candidates of every query: first each image in the order of the examples, then each caption.
 
-    Candidates are the settings.k_test of the highest ITC similarity, ranked by `model.match`. A pair that is a
-    candidate in both directions is matched once. In memory are the tokens of all images and all texts, and of the
-    similarities those of BATCH queries.
+    Candidates are the options.k_test of the highest ITC similarity, ranked by `model.match`. A pair that is a candidate
+    in both directions is matched once. In memory are the tokens of all images and all texts, and of the similarities
+    those of BATCH queries.
+
+    Part 0 is the candidates [of each image, of each text], every further one the scores of the pairs of BATCH texts.
+    Images and texts are embedded anew even where parts are stored.
 
     Returns:
         {"query": "image", "image_id", "ranked": [[image_id, number of its caption], ...]} and
@@ -110,49 +137,40 @@ def predict(
     Raises:
         ValueError: too few candidates for the recall at 10, repeated image_ids, or scores that are not numbers.
     """
-    rows: list[Example] = []
-    features, image_tokens = [], torch.empty(0)
-    for start in range(0, len(examples), BATCH):
-        batch = [examples[i] for i in range(start, min(start + BATCH, len(examples)))]
-        feature, tokens = model.embed_images([example["image"] for example in batch])
-        if not start:
-            image_tokens = tokens.new_empty((len(examples), *tokens.shape[1:]))
-        image_tokens[start : start + len(batch)] = tokens
-        features.append(feature)
-        rows += [{"image_id": example["image_id"], "captions": example["captions"]} for example in batch]
+    rows = columns(examples, "image_id", "captions")
     captions = list(by_id(rows, "image_id", "captions", "examples").values())
     ids = [row["image_id"] for row in rows]
-    needed = min(LEVELS[-1], sum(len(found) for found in captions))
-    if settings.k_test < needed:
-        raise ValueError(
-            f"k_test must be at least {needed}: the recall at {LEVELS[-1]} needs as many candidates, "
-            f"got {settings.k_test}"
-        )
+    _check_candidates(options, min(LEVELS[-1], sum(len(found) for found in captions)))
     # Texts of like length share a batch, so that there is little padding.
     texts = sorted(
         ((i, j) for i, found in enumerate(captions) for j in range(len(found))), key=lambda t: len(captions[t[0]][t[1]])
     )
+    images, image_tokens = _embed_images(model, examples)
     batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
     embedded = [model.embed_texts([captions[i][j] for i, j in batch]) for batch in batches]
-    images, sentences = torch.cat(features), torch.cat([feature for feature, _ in embedded])
+    sentences = torch.cat([features for features, _ in embedded])
 
-    of_image, of_text = _candidates(images, sentences, settings.k_test), _candidates(sentences, images, settings.k_test)
+    candidates = keep(0, partial(_candidates_of_both, images, sentences, options.k_test))
+    of_image, of_text = (np.array(found, dtype=np.int64) for found in candidates)
     image_of_pair = np.concatenate([np.arange(len(ids)).repeat(of_image.shape[1]), of_text.ravel()])
     text_of_pair = np.concatenate([of_image.ravel(), np.arange(len(texts)).repeat(of_text.shape[1])])
     pairs, back = np.unique(text_of_pair * len(ids) + image_of_pair, return_inverse=True)
     pair_texts, pair_images = np.divmod(pairs, len(ids))
     matched = np.empty(len(pairs), dtype=np.float32)
     bounds = np.searchsorted(pair_texts, np.arange(len(batches) + 1) * BATCH)
-    for number, (_, states) in enumerate(embedded):
-        for start in range(bounds[number], bounds[number + 1], PAIRS):
-            chosen = slice(start, min(start + PAIRS, bounds[number + 1]))
-            i, t = (torch.from_numpy(x[chosen]).to(images.device) for x in (pair_images, pair_texts))
-            similarity = (images[i] * sentences[t]).sum(1)
-            matched[chosen] = (
-                model.match(image_tokens[i], states.select(t - number * BATCH), similarity).float().cpu().numpy()
-            )
-    if np.isnan(matched).any():
-        raise ValueError(f"the model matches {int(np.isnan(matched).sum())} of {len(matched)} pairs with NaN")
+    for number, (features, states) in enumerate(embedded):
+        own = slice(bounds[number], bounds[number + 1])
+        matched[own] = keep(
+            1 + number,
+            partial(
+                _match,
+                model,
+                (images, image_tokens),
+                (features, states),
+                pair_images[own],
+                pair_texts[own] - number * BATCH,
+            ),
+        )
 
     i2t, t2i = np.split(matched[back], [of_image.size])
     owner = np.array([i for i, _ in texts])
@@ -167,6 +185,75 @@ def predict(
         for (i, j), row in sorted(zip(texts, best_images), key=lambda pair: pair[0])
     ]
     return by_image + by_text
+
+
+def check(options: RetrievalOptions, examples: Examples) -> None:
+    """Whether the recalls can be computed on the examples.
+
+    Raises:
+        ValueError: fewer than ten texts, or fewer candidates than ten.
+    """
+    texts = sum(len(row["captions"]) for row in columns(examples, "captions"))
+    if texts < LEVELS[-1]:
+        raise ValueError(f"retrieval counts the right ones among {LEVELS[-1]} texts, and there are {texts}")
+    _check_candidates(options, LEVELS[-1])
+
+
+def _check_candidates(options: RetrievalOptions, needed: int) -> None:
+    if options.k_test < needed:
+        raise ValueError(
+            f"k_test must be at least {needed}: the recall at {LEVELS[-1]} needs as many candidates, "
+            f"got {options.k_test}"
+        )
+
+
+def _embed_images(model: RetrievalModel, examples: Examples) -> tuple[Tensor, Tensor]:
+    """The features (n, d) and tokens (n, t, width) of the images of the examples, BATCH of them opened at a time."""
+    features, image_tokens = [], torch.empty(0)
+    for start in range(0, len(examples), BATCH):
+        batch = [examples[i]["image"] for i in range(start, min(start + BATCH, len(examples)))]
+        feature, tokens = model.embed_images(batch)
+        if not start:
+            image_tokens = tokens.new_empty((len(examples), *tokens.shape[1:]))
+        image_tokens[start : start + len(batch)] = tokens
+        features.append(feature)
+    return torch.cat(features), image_tokens
+
+
+def _match(
+    model: RetrievalModel,
+    images: tuple[Tensor, Tensor],
+    texts: tuple[Tensor, TextStates],
+    pair_images: Int[np.ndarray, " pairs"],
+    pair_texts: Int[np.ndarray, " pairs"],
+) -> list[float]:
+    """The matching score of each pair, PAIRS of them at a time.
+
+    Args:
+        model: the model that matches images and texts.
+        images: features (n, d) and tokens (n, t, width) of images.
+        texts: features (m, d) and encoded texts.
+        pair_images: the number of each pair's image.
+        pair_texts: the number of each pair's text.
+
+    Raises:
+        ValueError: scores that are NaN.
+    """
+    (image_features, image_tokens), (text_features, states) = images, texts
+    scores: list[float] = []
+    for start in range(0, len(pair_images), PAIRS):
+        chosen = slice(start, start + PAIRS)
+        i, t = (torch.from_numpy(x[chosen]).to(image_features.device) for x in (pair_images, pair_texts))
+        similarity = (image_features[i] * text_features[t]).sum(1)
+        scores += model.match(image_tokens[i], states.select(t), similarity).float().tolist()
+    if broken := int(np.isnan(scores).sum()):
+        raise ValueError(f"the model matches {broken} of {len(scores)} pairs with NaN")
+    return scores
+
+
+def _candidates_of_both(images: Float[Tensor, "n d"], texts: Float[Tensor, "m d"], k: int) -> list[list[list[int]]]:
+    """[the candidate texts of each image, the candidate images of each text]."""
+    return [_candidates(images, texts, k).tolist(), _candidates(texts, images, k).tolist()]
 
 
 def _candidates(queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], k: int) -> Int[np.ndarray, "n k"]:
@@ -185,7 +272,7 @@ def _best(
     return np.take_along_axis(candidates, order, axis=1)
 
 
-def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, float]:
+def score(predictions: Sequence[Prediction], examples: Examples) -> dict[str, float]:
     """`recalls` of stored predictions; what is not among the ranked is not found.
 
     Raises:
@@ -211,8 +298,8 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> dic
     return _summary([found[key, None] for key in counts], [found[query] for query in wanted[len(counts) :]])
 
 
-def floors(_train_examples: Sequence[Example], test_examples: Sequence[Example]) -> dict[str, dict[str, float]]:
-    """ "chance": the expected recalls of a random order, exactly.
+def floors(_train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
+    """{"chance": the expected recalls of a random order, exactly}.
 
     None of c captions is among k of N random texts with probability C(N - c, k) / C(N, k).
     """
@@ -230,15 +317,17 @@ def _misses(total: int, right: int, k: int) -> float:
 
 TASK = Task(
     name="retrieval",
-    version=1,
     headline="r_mean",
     metrics=METRICS,
     examples="pairs",
+    references="captions",
+    needs=frozenset({"embed_images", "embed_texts", "match", "retrieval_loss"}),
     loss=loss,
-    prepare=no_preparation,
     predict=predict,
     score=score,
     floors=floors,
+    options=RetrievalOptions,
+    check=check,
 )
 
 if __name__ == "__main__":

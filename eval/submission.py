@@ -12,14 +12,15 @@ from eval.files import field, image_ids, objects, read_document, read_rows
 
 
 def write_submission(path: Path, rows: Sequence[Mapping[str, Any]], *, key: str, said: str, wanted: Path | None) -> int:
-    """Writes [{key: int, said: str}], what EvalAI takes, in full or not at all; returns the number of rows.
+    """Writes [{key: int, said: str}], what EvalAI takes, in full or not at all; returns the number of predictions.
 
     Args:
-        path: of the file.
-        rows: predictions.
-        key: "question_id" or "image_id".
-        said: "answer" or "caption".
-        wanted: file that lists every id (VQA v2 questions, COCO images, or rows with the key); None: not checked.
+        path: path of the file to write.
+        rows: the predictions, with other fields or without.
+        key: name of the field of ids, "question_id" or "image_id".
+        said: name of the field of texts, "answer" or "caption".
+        wanted: file that lists every id (VQA v2 questions, COCO images, or objects with the key), with which the ids
+            must agree; None: not checked.
 
     Raises:
         ValueError: an id that is no whole number, repeated, missing or not wanted; an answer that is no text.

@@ -9,16 +9,29 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float
+from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from eval import command
-from eval.base import Example, Prediction, Settings, Task, VisionLanguageModel, align
+from eval.base import (
+    STRICT,
+    AtLeastOne,
+    Examples,
+    Keep,
+    Prediction,
+    Task,
+    VqaModel,
+    align,
+    columns,
+    compute,
+)
 
-IMAGES, QUESTIONS = 64, 128  # encoded and answered at a time
+IMAGES = 64  # images encoded at a time, whose questions are a part of the evaluation
+QUESTIONS = 128  # questions answered at a time
 ANSWERS = 3129  # of the usual answer list of VQA v2
 
 _NUMBERS = {"none": "0"} | {
@@ -49,13 +62,24 @@ def _spellings(word: str) -> Iterable[str]:
 _APOSTROPHES = {spelling: word for word in _CONTRACTIONS for spelling in _spellings(word)}
 
 
+@dataclass(frozen=True, config=STRICT)
+class VqaOptions:
+    """Options of visual question answering.
+
+    Attributes:
+        k_test: number of candidate answers, chosen by their first token, that are ranked by their whole sequence.
+    """
+
+    k_test: AtLeastOne = 16
+
+
 @lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
     """The answer as VQA compares it (Antol et al. 2015, arXiv:1505.00468).
 
     Without punctuation, case and articles, with digits for the numbers to ten and apostrophes in contractions.
     A mark goes away next to a space and becomes a space inside a word; if a comma stands between digits, all marks go.
-    A period stays only before a digit: the look-behind that the official code meant has no effect there, nor here.
+    A period stays only before a digit: the look-behind that VQA's official code meant has no effect there, nor here.
     """
     text = re.sub(r"[\n\t]", " ", answer).strip()
     joined = re.search(r"\d,\d", text)
@@ -71,9 +95,10 @@ def normalize(answer: str) -> str:
 def accuracy(answer: str, ground_truths: Sequence[str]) -> float:
     """VQA v2 accuracy of an answer, 0-100: the mean over people of min(1, others who gave the same answer / 3).
 
-    Goyal et al. 2017 (arXiv:1612.00837). Both sides are always normalised; the official code leaves both as they are
-    when all people agree, and the copy that BLIP and X-VLM use normalises people's answers by punctuation only, so that
-    "2" against ten times "two" scored 0. People are told apart by position, not by their dictionaries being unequal.
+    Goyal et al. 2017 (arXiv:1612.00837). Both sides are always normalised; VQA's official code leaves both as they
+    are when all people agree, and the copy that BLIP and X-VLM use normalises people's answers by punctuation only, so
+    that "2" against ten times "two" scored 0. People are told apart by position, not by their dictionaries being
+    unequal.
 
     Raises:
         ValueError: fewer than two ground truths.
@@ -85,7 +110,7 @@ def accuracy(answer: str, ground_truths: Sequence[str]) -> float:
     return 100 * (same * min(1, (same - 1) / 3) + (n - same) * min(1, same / 3)) / n
 
 
-def answer_list(train_examples: Sequence[Example], size: int = ANSWERS) -> list[str]:
+def answer_list(train_examples: Examples, size: int = ANSWERS) -> list[str]:
     """The most frequent normalised answers of the training examples, ties in alphabetical order.
 
     Raises:
@@ -102,12 +127,11 @@ def _target(answer: str) -> str:
     return normalize(answer) or answer
 
 
-def loss(model: VisionLanguageModel, examples: Sequence[Example], _generator: Generator) -> Float[Tensor, ""]:
-    """Language-model loss of each example's distinct answers, weighted by the share of people who gave them.
+def loss(model: VqaModel, examples: Examples, _generator: Generator) -> Float[Tensor, ""]:
+    """Language-modeling loss of each example's distinct answers, weighted by the share of people who gave them.
 
-    An example with a `weight`, as questions of Visual Genome have, counts by that much.
-
-    Answers are normalised, so that those learned are those of `answer_list`; the reference trains on them as written.
+    An example with a `weight`, as questions of Visual Genome have, counts by that much. Answers are normalised, so that
+    those learned are those of `answer_list`; the code of MULTIFLOW trains on them as written.
     """
     counts = [Counter(map(_target, example["answers"])) for example in examples]
     return model.vqa_loss(
@@ -123,44 +147,70 @@ def loss(model: VisionLanguageModel, examples: Sequence[Example], _generator: Ge
 
 @torch.inference_mode()
 def predict(
-    model: VisionLanguageModel, examples: Sequence[Example], settings: Settings, answers: Sequence[str]
+    model: VqaModel,
+    examples: Examples,
+    options: VqaOptions,
+    answers: Sequence[str],
+    keep: Keep = compute,
 ) -> list[Prediction]:
-    """{"question_id", "answer"} of each example: the best of `answers` among the settings.k_test first candidates.
+    """{"question_id", "answer"} of each example: the best of `answers` among the options.k_test first candidates.
 
-    An image is opened and encoded once, however many questions it has; IMAGES images are in memory at a time.
+    An image is opened and encoded once, however many questions it has; IMAGES images are in memory at a time, and a
+    part is the predictions of all their questions.
 
     Raises:
         ValueError: the model's scores are not numbers.
     """
-    # A data set opens the picture of a row that is read whole.
-    select = getattr(examples, "select_columns", None)
-    texts = select(["image_id", "question", "question_id"]) if select else examples
-    keys = [(example["image_id"], example["question"], example["question_id"]) for example in texts]
-    first = {image: i for i, (image, _, _) in reversed(list(enumerate(keys)))}
+    asked = columns(examples, "image_id", "question", "question_id")
     of_image: dict[object, list[int]] = {}
-    for i, (image, _, _) in enumerate(keys):
-        of_image.setdefault(image, []).append(i)
-    images = list(of_image)
-    chosen: dict[int, str] = {}
-    for start in range(0, len(images), IMAGES):
-        group = images[start : start + IMAGES]
-        tokens = model.tokens_of([examples[first[image]]["image"] for image in group])
-        asked = [(row, i) for row, image in enumerate(group) for i in of_image[image]]
-        asked.sort(key=lambda pair: len(keys[pair[1]][1]))  # questions of like length, so that there is little padding
-        for begin in range(0, len(asked), QUESTIONS):
-            batch = asked[begin : begin + QUESTIONS]
-            rows = torch.tensor([row for row, _ in batch], device=tokens.device)
-            scores = model.rank_answers(
-                tokens[rows], [keys[i][1] for _, i in batch], answers, min(settings.k_test, len(answers))
-            )
+    for i, row in enumerate(asked):
+        of_image.setdefault(row["image_id"], []).append(i)
+
+    def answer(groups: Sequence[list[int]]) -> list[Prediction]:
+        """The predictions of groups of questions, each group about one image."""
+        tokens = model.tokens_of([examples[group[0]]["image"] for group in groups])
+        questions = [(place, i) for place, group in enumerate(groups) for i in group]
+        # Questions of like length share a batch, so that there is little padding.
+        by_length = sorted(questions, key=lambda question: len(asked[question[1]]["question"]))
+        chosen: dict[int, str] = {}
+        for start in range(0, len(by_length), QUESTIONS):
+            batch = by_length[start : start + QUESTIONS]
+            places = torch.tensor([place for place, _ in batch], device=tokens.device)
+            texts = [asked[i]["question"] for _, i in batch]
+            scores = model.rank_answers(tokens[places], texts, answers, min(options.k_test, len(answers)))
             if scores.isnan().any():
-                raise ValueError(f"the model scores answers with NaN (question_id {keys[batch[0][1]][2]} or near it)")
+                near = asked[batch[0][1]]["question_id"]
+                raise ValueError(f"the model scores answers with NaN (question_id {near} or near it)")
             best: list[int] = scores.argmax(1).tolist()
             chosen.update((i, answers[index]) for (_, i), index in zip(batch, best))
-    return [{"question_id": question_id, "answer": chosen[i]} for i, (_, _, question_id) in enumerate(keys)]
+        return [{"question_id": asked[i]["question_id"], "answer": chosen[i]} for _, i in questions]
+
+    images = list(of_image.values())
+    predictions: dict[int, Prediction] = {}
+    for part, start in enumerate(range(0, len(images), IMAGES)):
+        groups = images[start : start + IMAGES]
+        made = keep(part, partial(answer, groups))
+        predictions.update(zip((i for group in groups for i in group), made, strict=True))
+    return [predictions[i] for i in range(len(asked))]
 
 
-def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, float]:
+def check(_options: VqaOptions, examples: Examples) -> None:
+    """Whether `score` can be computed on the examples; those that all have no answers are not scored.
+
+    Raises:
+        ValueError: a question with a single answer, or questions with and without answers.
+    """
+    rows = columns(examples, "question_id", "answers")
+    wanting = [row for row in rows if len(row["answers"]) < 2]
+    if any(row["answers"] for row in rows) and wanting:
+        first = wanting[0]
+        raise ValueError(
+            "the accuracy of VQA leaves one person out and needs at least 2 answers to a question; "
+            f"{len(wanting)} have fewer, the first is question_id {first['question_id']!r} with {len(first['answers'])}"
+        )
+
+
+def score(predictions: Sequence[Prediction], examples: Examples) -> dict[str, float]:
     """{"accuracy": mean over the questions, 0-100}.
 
     Raises:
@@ -170,11 +220,11 @@ def score(predictions: Sequence[Prediction], examples: Sequence[Example]) -> dic
     return {"accuracy": sum(accuracy(answer, truths) for answer, truths in pairs) / len(pairs)}
 
 
-def floors(train_examples: Sequence[Example], test_examples: Sequence[Example]) -> dict[str, dict[str, float]]:
-    """What answering without looking reaches.
+def floors(train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
+    """{"most frequent answer", "question only": accuracies of answering without a look at the image}.
 
-    "most frequent answer" of the training examples; "question only": the most frequent answer to the same question, for
-    a new question to its first two words, for new first words of all.
+    The most frequent answer is that of the training examples. By the question only, it is the most frequent answer to
+    the same question, for a new question to its first two words, and for new first words that of all examples.
     """
     counts: dict[str, Counter[str]] = {}
     for example in train_examples:
@@ -199,15 +249,19 @@ def _priors(question: str) -> tuple[str, str, str]:
 
 TASK = Task(
     name="vqa",
-    version=1,
     headline="accuracy",
     metrics=("accuracy",),
     examples="questions",
+    references="answers",
+    needs=frozenset({"tokens_of", "rank_answers", "vqa_loss"}),
     loss=loss,
-    prepare=answer_list,
     predict=predict,
     score=score,
     floors=floors,
+    options=VqaOptions,
+    check=check,
+    prepare=answer_list,
+    submission=("question_id", "answer"),
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Fixtures that several test files share: one thread, small random models, a small data set on disk."""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import datasets
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+# Every call of these modules is checked against the shapes in its annotations; hence before anything imports them.
+CHECKED = ("vlprune.selection", "vlprune.masks", "vlprune.pruners", "eval")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
 from vlprune.batch import Batch
-from vlprune.models import ZOO
+from vlprune.models import ZOO, build_model
 from vlprune.models.base import ModelAdapter
-from vlprune.models.checkpoints import build
 from vlprune.models.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -70,7 +75,7 @@ def small_model(family: str) -> ModelAdapter:
     torch.manual_seed(0)
     tokenizer = load_tokenizer(ZOO / "tiny-blip" / "tokenizer.json")
     config = SMALL[family]
-    return build({**config, "text": {**config["text"], "vocab_size": len(tokenizer)}}, tokenizer).eval()
+    return build_model({**config, "text": {**config["text"], "vocab_size": len(tokenizer)}}, tokenizer).eval()
 
 
 @pytest.fixture(params=sorted(SMALL))

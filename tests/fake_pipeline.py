@@ -1,91 +1,116 @@
-"""A run function without a model: plausible numbers at once, and failures on request."""
+"""Work without a model: plausible numbers at once, and failures on request."""
 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import random
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from vlprune.config import RunConfig
+from vlprune.execution import Execution
+from vlprune.reports.variants import label, variant
+from vlprune.store.artifacts import Note, written
+from vlprune.store.atomic import write_text
+from vlprune.store.keys import digest
+from vlprune.store.record import RECORD, Record, predictions_path, record_text, run_directory
+from vlprune.sweep.job import Job
 
-from vlprune.config import PruningConfig, RunConfig, unknown, variant
-from vlprune.masks import Masks
-from vlprune.reports.variants import label
-from vlprune.store.keys import Contents, masks_key
-from vlprune.store.masks import save_masks
-from vlprune.sweep.table import Catalogue
+if TYPE_CHECKING:
+    from vlprune.masks import Masks
 
+RECALLS = [f"{way}_{level}" for way in ("tr", "ir") for level in ("r1", "r5", "r10", "mean")]
 METRICS = {
-    "retrieval": {"tr_r1": 70.0, "tr_r5": 90.0, "ir_r1": 68.0},
-    "captioning": {"cider": 400.0, "bleu4": 60.0},
-    "vqa": {"accuracy": 82.0},
+    "retrieval": (*RECALLS, "r_mean"),
+    "captioning": ("bleu4", "rougel", "cider"),
+    "vqa": ("accuracy",),
 }
-FLOORS = {
-    "retrieval": {"chance": {"tr_r1": 0.3, "tr_r5": 1.7, "ir_r1": 0.3}},
-    "captioning": {"constant caption": {"cider": 53.0, "bleu4": 9.0}},
-    "vqa": {"most frequent answer": {"accuracy": 19.0}},
-}
+VALUES = {"retrieval": 70.0, "captioning": 400.0, "vqa": 82.0}
+FLOORS = {"retrieval": "chance", "captioning": "constant caption", "vqa": "most frequent answer"}
 STRENGTH = {"random": 0.3, "omp": 0.9, "lamp": 0.85, "snip": 0.88, "chita++": 0.92, "multiflow": 0.95}
-NEEDS = {"snip": frozenset({"grad"}), "multiflow": frozenset({"input_sq"})}
+
+Stopping = Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    metrics: dict[str, float]
-    floors: dict[str, dict[str, float]]
-    predictions: list[dict]
-    sparsity: float
-    layer_sparsity: dict[str, float]
-    seconds: dict[str, float]
-    peak_memory: int
-
-
-def run(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+def record(job: Job) -> Record:
+    [config], [key] = job.configs, job.keys
     method, sparsity = config.pruning.method, config.pruning.sparsity
     noise = random.Random(
-        f"{config.model} {label(method, variant(config))} {sparsity} {config.task.name} {config.seed}"
+        f"{config.model.name} {label(method, variant(config))} {sparsity} {config.task.name} {config.seed}"
     )
     kept = 1.0 if method == "dense" else STRENGTH[method] * (1 - sparsity**6) + 0.03 * noise.random()
-    return Outcome(
-        metrics={metric: kept * value for metric, value in METRICS[config.task.name].items()},
-        floors=FLOORS[config.task.name],
-        predictions=[{"image_id": 1, "answer": "blå"}],
+    metrics, value = METRICS[config.task.name], VALUES[config.task.name]
+    dense = replace(config, seed=0, pruning=RunConfig().pruning, calibration=RunConfig().calibration)
+    return Record(
+        key=key,
+        config=config,
+        metrics=dict.fromkeys(metrics, kept * value),
+        floors={FLOORS[config.task.name]: dict.fromkeys(metrics, 0.1 * value)},
         sparsity=sparsity,
         layer_sparsity={"layer": sparsity},
-        seconds={"finetune": 1.0, "evaluate": 0.5},
+        seconds={"tuned": 1.0, "predictions": 0.5},
         peak_memory=2**30,
+        left_out={},
+        versions={"torch": "2"},
+        stages={"masks": masks_key(config), "tuned": key, "predictions": key, "settings": digest(dense)},
     )
 
 
-def _note(cache_dir: Path, config: RunConfig, needs: frozenset[str]) -> Path:
+def write(own: Record, execution: Execution) -> None:
+    assert execution.store is not None
+    with written(run_directory(execution.store, own.key) / RECORD, Note()) as half:
+        half.write_text(record_text(own), encoding="utf-8")
+
+
+def work(job: Job, execution: Execution, stopping: Stopping) -> None:
+    if job.is_run:
+        write(record(job), execution)
+
+
+def _note(job: Job, execution: Execution) -> Path:
     # One line an attempt: what ran, in which process.
-    notes = cache_dir.parent / "notes"
-    notes.mkdir(exist_ok=True)
-    name = f"{config.model}_{config.pruning.method}_{config.pruning.sparsity}_{config.task.name}_{config.seed}"
+    assert execution.store is not None
+    notes = execution.store / "notes"
+    notes.mkdir(parents=True, exist_ok=True)
+    name = str(job).replace(" ", "_").replace(",", "")
     with (notes / name).open("a") as file:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-        file.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')} {devices} {','.join(sorted(needs))}\n")
+        file.write(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')} {devices} {job.kind}\n")
     return notes / name
 
 
-def run_noted(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
-    _note(cache_dir, config, needs)
-    return run(config, cache_dir)
+def work_noted(job: Job, execution: Execution, stopping: Stopping) -> None:
+    _note(job, execution)
+    work(job, execution, stopping)
 
 
-def run_masked(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+def masks_key(config: RunConfig) -> str:
+    return digest(config.model, config.seed, config.calibration, config.pruning)
+
+
+def work_masked(job: Job, execution: Execution, stopping: Stopping) -> None:
     """Every pruned run leaves a small bundle of masks; random choices share nothing, other methods much."""
-    if config.pruning.method != "dense":
-        path = cache_dir / "masks" / f"{masks_key(config, contents(config))}.safetensors"
+    [config] = job.configs if job.is_run else [None]
+    if config is not None and config.pruning.method != "dense":
+        assert execution.store is not None
+        from vlprune.store.masks import save_masks
+
+        path = execution.store / "cache" / "masks" / f"{masks_key(config)}.safetensors"
         save_masks(path, masks(config), {"modality": json.dumps({"eye": "vision", "word": "text"})})
-    return run(config, cache_dir)
+    work(job, execution, stopping)
 
 
 def masks(config: RunConfig) -> Masks:
+    import torch  # takes seconds, and few workers need it
+
+    from vlprune.masks import Masks
+
     method, kept = config.pruning.method, {}
     for layer, shape in (("eye", (30, 40)), ("word", (20, 40))):
         common = torch.Generator().manual_seed(0)
@@ -97,82 +122,68 @@ def masks(config: RunConfig) -> Masks:
     return Masks(kept)
 
 
-def run_unscored(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+def work_unscored(job: Job, execution: Execution, stopping: Stopping) -> None:
     """The questions have no answers to compare with."""
-    outcome = run(config, cache_dir)
-    return replace(outcome, metrics={}, floors={}) if config.task.name == "vqa" else outcome
+    if job.is_run:
+        own = record(job)
+        assert execution.store is not None
+        write_text(predictions_path(execution.store, own), '{"question_id": 1, "answer": "blå"}\n')
+        write(replace(own, metrics={}, floors={}) if own.config.task.name == "vqa" else own, execution)
 
 
-def run_with_child(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
-    """A run that starts a process of its own, as loaders do."""
+def work_with_child(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """Work that starts a process of its own, as loaders do."""
     child = multiprocessing.get_context("spawn").Process(target=print)
     child.start()
     child.join()
     assert child.exitcode == 0
-    return run(config, cache_dir)
+    work(job, execution, stopping)
 
 
-def run_slow(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
-    """SNIP never ends."""
-    _note(cache_dir, config, needs)
-    if config.pruning.method == "snip":
+def work_slowly(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """The runs of SNIP never end."""
+    _note(job, execution)
+    if job.is_run and job.configs[0].pruning.method == "snip":
         time.sleep(600)
-    return run(config, cache_dir)
+    work(job, execution, stopping)
 
 
-def run_broken(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
-    """LAMP raises, SNIP gives NaN, OMP warns."""
-    import logging
+def work_until_asked(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """The runs of SNIP go on until they are asked to stop, and then store where they were."""
+    path = _note(job, execution)
+    if job.is_run and job.configs[0].pruning.method == "snip":
+        while not stopping():
+            time.sleep(0.01)
+        path.with_name("stored").write_text("where it was")
+        return
+    work(job, execution, stopping)
 
-    if config.pruning.method == "lamp":
+
+def work_broken(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """LAMP raises, SNIP gives NaN, OMP warns, and the statistics of MULTIFLOW fail."""
+    method = job.configs[0].pruning.method
+    if job.kind == "statistics":
+        raise RuntimeError("no statistics")
+    if method == "lamp" and job.is_run:
         raise RuntimeError("no\nluck")
-    if config.pruning.method == "omp":
+    if method == "omp" and job.is_run:
         logging.getLogger("vlprune.fake").warning("cache damaged")
-    outcome = run(config, cache_dir)
-    if config.pruning.method == "snip":
-        outcome.metrics["tr_r1"] = float("nan")
-    return outcome
+    if job.is_run:
+        own = record(job)
+        if method == "snip":
+            own.metrics[next(iter(own.metrics))] = float("nan")
+        write(own, execution)
 
 
-def run_killed_once(config: RunConfig, cache_dir: Path, needs: frozenset[str] = frozenset()) -> Outcome:
+def work_killed_once(job: Job, execution: Execution, stopping: Stopping) -> None:
     """OMP's worker dies at the first attempt, LAMP's at every one."""
-    attempts = len(_note(cache_dir, config, needs).read_text().splitlines())
-    if config.pruning.method == "lamp" or (config.pruning.method == "omp" and attempts == 1):
+    attempts = len(_note(job, execution).read_text().splitlines())
+    method = job.configs[0].pruning.method
+    if job.is_run and (method == "lamp" or (method == "omp" and attempts == 1)):
         os.kill(os.getpid(), 9)
-    return run(config, cache_dir)
-
-
-def contents(config: RunConfig) -> Contents:
-    pruned = int(config.pruning.method != "dense")
-    data = f"digest of {config.calibration.data}" if pruned else ""
-    return Contents(f"digest of {config.model}", 1, data, pruned, pruned, f"digest of {config.task.data}", 1)
-
-
-def known_contents(config: RunConfig) -> Contents:
-    """The contents, if the names of the config are embedded ones or directories."""
-    if config.model not in ("tiny-blip", "tiny-xvlm") and not Path(config.model).is_dir():
-        raise ValueError(unknown("model", config.model, ("tiny-blip", "tiny-xvlm")))
-    for data in (config.task.data, config.calibration.data):
-        if data != "scenes" and not Path(data).is_dir():
-            raise ValueError(unknown("data set", data, ("scenes",)))
-    return contents(config)
-
-
-def check_pruning(config: PruningConfig) -> None:
-    if config.pattern is not None and config.method == "chita++":
-        raise ValueError("method 'chita++' takes no pattern")
+    work(job, execution, stopping)
 
 
 def check(configs) -> list[str]:
     """Everything can be loaded."""
     return []
-
-
-def catalogue() -> Catalogue:
-    return Catalogue(
-        methods={name: NEEDS.get(name, frozenset()) for name in STRENGTH},
-        tasks=("retrieval", "captioning", "vqa"),
-        headlines={"retrieval": "tr_r1", "captioning": "cider", "vqa": "accuracy"},
-        contents=known_contents,
-        check=check_pruning,
-    )

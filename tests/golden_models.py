@@ -7,10 +7,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from vlprune.models.checkpoints import load_official
+from vlprune.models.blip import checkpoint as blip_checkpoint
 from vlprune.models.fusion import TextStates
 from vlprune.models.text import Tokens
+from vlprune.models.xvlm import checkpoint as xvlm_checkpoint
 
+CHECKPOINTS = {"blip": blip_checkpoint, "xvlm": xvlm_checkpoint}
 VISION = {
     "hidden_size": 24,
     "intermediate_size": 48,
@@ -67,7 +69,7 @@ def official(family, shared, directory):
     state = {k.removeprefix("state."): v for k, v in stored.items() if k.startswith("state.")}
     torch.save({"model": state}, directory / "official.pth")
     (directory / "config.json").write_text(json.dumps(CONFIGS[family]))
-    model = load_official(directory / "official.pth", tokenizer=tokenizer)
+    model = CHECKPOINTS[family].load_official(directory / "official.pth", tokenizer=tokenizer)
     return model, {k.removeprefix("batch."): v for k, v in stored.items() if k.startswith("batch.")}
 
 
@@ -93,5 +95,5 @@ def record(model, batches):
                 images = model.encode_images(batches[f"{key}.0"])
             model._recorded_fusion(TextStates(tokens, torch.empty(0)), images)
             target = decoder_tokens(batches, key, model)
-            with model.recording(decoder=target.valid):
+            with model.recording(decoder=target.attention_mask):
                 model.decode("caption", target, images, None)

@@ -1,17 +1,15 @@
 """A model that knows the answers, for the tests of the tasks."""
 
 import re
-from types import SimpleNamespace
 
 import torch
 from PIL import Image
 
-SETTINGS = SimpleNamespace(k_test=10, num_beams=2, max_length=20, min_length=3)
 ANIMALS = ("cat", "dog", "horse", "zebra", "sheep", "cow", "bear", "goat", "duck", "fox", "mouse", "frog")
 
 
 def make_examples(n=12, captions=4):
-    """Rows of all tasks; image number i is painted (i, 0, 0) and shows ANIMALS[i]."""
+    """Examples for all tasks; image number i is painted (i, 0, 0) and shows ANIMALS[i]."""
     return [
         {
             "image": Image.new("RGB", (4, 4), (i, 0, 0)),

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from vlprune.batch import Batch
 from vlprune.calibrate import inputs as inputs_module
 from vlprune.calibrate.collect import collect, load_statistics, save_statistics
 from vlprune.calibrate.inputs import Inputs
-from vlprune.masking import compute_masks
+from vlprune.stages.masks import compute_masks
 
 # Prints a digest of the masks of methods after a calibration with so many threads.
 MASKS = """
@@ -20,7 +21,7 @@ import hashlib, sys, torch
 from conftest import CAPTIONS, noise_image, small_model
 from vlprune.batch import Batch
 from vlprune.calibrate.collect import collect
-from vlprune.masking import compute_masks
+from vlprune.stages.masks import compute_masks
 torch.set_num_threads(int(sys.argv[1]))
 model = small_model("blip")
 batches = [Batch([noise_image(5 * i + j) for j in range(5)], CAPTIONS) for i in range(2)]
@@ -50,7 +51,7 @@ def test_input_squares_by_hand(batch):
     plain = Batch(batch.images, batch.texts)
     stats = collect(model, [plain], {"input_sq"})
     tokens = model.tokenize(batch.texts)
-    embedded = model.text_encoder.embeddings(tokens.ids)[tokens.valid]
+    embedded = model.text_encoder.embeddings(tokens.ids)[tokens.attention_mask]
     expected = embedded.square().sum(0) / len(batch.texts)
     torch.testing.assert_close(stats["text_encoder.layer.0.attention.self.query"]["input_sq"], expected.detach())
 
@@ -94,7 +95,7 @@ def test_hooks_are_gone_after_an_error(model):
     with pytest.raises(AttributeError):
         collect(model, [None], {"input_sq"})
     assert not _hooks(model)
-    assert model.valid == {}
+    assert model.attention_masks == {}
 
 
 def _hooks(model):
@@ -156,7 +157,7 @@ def test_input_products_by_hand(batch):
     model = small_model("xvlm")
     stats = collect(model, [Batch(batch.images, batch.texts)], {"input_outer"})
     tokens = model.tokenize(batch.texts)
-    embedded = model.text_encoder.embeddings(tokens.ids)[tokens.valid].detach()
+    embedded = model.text_encoder.embeddings(tokens.ids)[tokens.attention_mask].detach()
     expected = embedded.T @ embedded / len(batch.texts)
     torch.testing.assert_close(stats["text_encoder.layer.0.attention.self.query"]["input_outer"], expected)
 
@@ -257,3 +258,20 @@ def test_sums_of_inputs_do_not_grow_with_the_number_of_batches(model, batch):
             assert not inputs.reads
     assert sizes[0] > 0
     assert set(sizes) == {sizes[0]}
+
+
+@pytest.mark.parametrize("kinds", [{"input_sq"}, {"input_outer"}, {"grad"}, {"grad_sq"}, {"input_sq", "grad"}])
+def test_a_statistic_does_not_depend_on_what_else_is_measured(model, batch, kinds):
+    """Bit for bit: a stored statistic stands for both."""
+    together = collect(model, [batch, batch], {"input_sq", "input_outer", "grad", "grad_sq", "zo_grad"})
+    for layer, own in collect(model, [batch, batch], kinds).items():
+        for kind in kinds:
+            assert torch.equal(own[kind], together[layer][kind]), (layer, kind)
+
+
+def test_regions_that_the_losses_drop_are_no_samples(batch):
+    model = small_model("xvlm")
+    alike = replace(batch, regions=[(i, box, "a dog") for i, box, _ in batch.regions])
+    for own, n_samples in ((batch, 8), (alike, 5)):
+        stats = collect(model, [own], {"grad_rows", "row_size"})
+        assert {float(kinds["row_size"]) for kinds in stats.values()} == {n_samples}

@@ -4,10 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from oracle import SETTINGS, Oracle, make_examples
+from oracle import Oracle, make_examples
 
 from eval import captioning
-from eval.captioning import score
+from eval.captioning import CaptioningOptions, score
 
 ROOT = Path(__file__).parent
 SHARED = ROOT.parent.parent / "shared"
@@ -81,7 +81,7 @@ def test_faulty_input_is_an_error():
 @pytest.mark.parametrize("metric", ["meteor", "spice"])
 def test_missing_java_is_one_clear_line(metric, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(RuntimeError, match=f"{metric.upper()} needs Java, and there is no `java` on the path"):
+    with pytest.raises(RuntimeError, match=f"{metric.upper()} needs Java"):
         score(["a cat"], [["a cat"]], extra=(metric,))
 
 
@@ -90,9 +90,7 @@ def test_missing_models_of_spice_are_never_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(
         captioning, "find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [tmp_path]})
     )
-    with pytest.raises(
-        RuntimeError, match=r"SPICE needs stanford-corenlp-3.6.0.jar and .*-models.jar in .*leave 'spice' out"
-    ):
+    with pytest.raises(RuntimeError, match=r"SPICE.* stanford-corenlp-3.6.0.jar and .*-models.jar in "):
         score(["a cat"], [["a cat"]], extra=("spice",))
 
 
@@ -112,10 +110,10 @@ def test_meteor_of_known_captions(known):
     )
 
 
-def test_predict_passes_the_settings_and_batches(monkeypatch):
+def test_predict_passes_the_options_and_batches(monkeypatch):
     monkeypatch.setattr(captioning, "BATCH", 5)
     model = Oracle()
-    rows = captioning.predict(model, make_examples(12), SETTINGS)
+    rows = captioning.predict(model, make_examples(12), CaptioningOptions(2, 20, 3))
     assert model.received["generate"] == (2, 20, 3)
     assert rows[11] == {"image_id": 111, "caption": "picture 11 has a frog"}
 
@@ -137,4 +135,4 @@ def test_scoring_starts_no_process(known, monkeypatch):
         raise AssertionError("started a process")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    assert score(known[0][:3], known[1][:3])["bleu4"] >= 0
+    assert score(known[0][:3], known[1][:3])["rougel"] > 0

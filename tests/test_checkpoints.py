@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,13 +17,11 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from eval import get_task
-from vlprune import pipeline
-from vlprune.config import TaskConfig
-from vlprune.masking import compute_masks
+from eval import TASKS, get_task
+from vlprune.data import load_pairs, load_questions
 from vlprune.masks import apply_masks
-from vlprune.models import load_model
-from vlprune.models.checkpoints import build, load_directory, save_directory
+from vlprune.models import build_model, load_model, save_model
+from vlprune.stages.masks import compute_masks
 
 CLASSES = {
     "retrieval": BlipForImageTextRetrieval,
@@ -43,11 +40,11 @@ x = torch.load(given)
 with torch.no_grad():
     if family == "xvlm":
         model = AutoModel.from_pretrained(directory, trust_remote_code=True)
-        out = model(x["pixels"], x["ids"], x["valid"].long())
+        out = model(x["pixels"], x["ids"], x["mask"].long())
         found = {"itm": out["itm_logits"], "sim": out["image_features"] @ out["text_features"].T}
     else:
         model = BlipForImageTextRetrieval.from_pretrained(directory)
-        mask = x["valid"].long()
+        mask = x["mask"].long()
         itm = model(x["grounded"], x["pixels"], attention_mask=mask).itm_score
         sim = model(x["ids"], x["pixels"], attention_mask=mask, use_itm_head=False).itm_score
         model = BlipForConditionalGeneration.from_pretrained(directory)
@@ -69,7 +66,7 @@ def ours(model):
         pixels = model.pixels(IMAGES)
         images, texts = model.encode_images(pixels), model.encode_texts(TEXTS)
         fused = model.fuse(texts, images)
-        given = {"pixels": pixels, "ids": texts.tokens.ids, "valid": texts.tokens.valid}
+        given = {"pixels": pixels, "ids": texts.tokens.ids, "mask": texts.tokens.attention_mask}
         wanted = {"itm": model.itm_head(fused[:, 0])}
         wanted["sim"] = model.image_features(images) @ model.text_features(texts.hidden).T
         if model.family == "blip":
@@ -78,7 +75,7 @@ def ours(model):
             target = model.target_tokens(["a red circle", "two blue circles"])[0]
             given["decoder"] = target.ids
             wanted["logits"] = model.decode("caption", target, images, None)
-            one = type(target)(target.ids, torch.ones_like(target.valid))
+            one = type(target)(target.ids, torch.ones_like(target.attention_mask))
             answer = model.decode("answer", one, fused[:1].expand(2, -1, -1), None)[:1]
             wanted["answer"] = answer
     return given, wanted
@@ -86,7 +83,7 @@ def ours(model):
 
 def test_a_pruned_model_loads_without_this_project_and_gives_the_same(model, tmp_path):
     apply_masks(model, compute_masks(model, "omp", 0.5))
-    save_directory(model, tmp_path / "pruned")
+    save_model(model, tmp_path / "pruned")
     given, wanted = ours(model)
     torch.save(given, tmp_path / "x.pt")
     command = [sys.executable, "-c", PLAIN, str(tmp_path / "pruned"), model.family, str(tmp_path / "x.pt")]
@@ -99,8 +96,8 @@ def test_a_pruned_model_loads_without_this_project_and_gives_the_same(model, tmp
 
 
 def test_saving_again_what_was_loaded_changes_nothing(model, tmp_path):
-    save_directory(model, tmp_path / "a")
-    save_directory(load_directory(tmp_path / "a"), tmp_path / "b")
+    save_model(model, tmp_path / "a")
+    save_model(load_model(str(tmp_path / "a")), tmp_path / "b")
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -109,22 +106,22 @@ def test_an_xvlm_that_transformers_saved_again_is_tied_and_loads_here(tmp_path):
     from transformers import AutoModel
 
     model = small_model("xvlm")
-    save_directory(model, tmp_path / "a")
+    save_model(model, tmp_path / "a")
     plain = AutoModel.from_pretrained(tmp_path / "a", trust_remote_code=True)
     words = plain.text_encoder.embeddings.word_embeddings.weight
     assert plain.text_encoder.cls.predictions.decoder.weight is words
     plain.save_pretrained(tmp_path / "b")
     model.tokenizer.save_pretrained(tmp_path / "b")
-    again = load_directory(tmp_path / "b")
+    again = load_model(str(tmp_path / "b"))
     for name, parameter in model.named_parameters():
         assert torch.equal(again.get_parameter(name), parameter), name
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path):
-    save_directory(small_model("blip"), tmp_path)
+    save_model(small_model("blip"), tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer: EOF"):
-        load_directory(tmp_path)
+        load_model(str(tmp_path))
 
 
 @pytest.fixture(params=sorted(CLASSES))
@@ -146,21 +143,23 @@ def transformers_blip(request, tmp_path):
 def test_a_blip_of_transformers_becomes_a_model_of_its_task(transformers_blip, batch):
     task, hf, directory = transformers_blip
     model = load_model(str(directory))
-    assert model.tasks == (task,)
+    assert [name for name, other in TASKS.items() if model.can(other.needs)] == [task]
     with torch.no_grad():
         pixels = model.pixels(IMAGES)
         images = model.encode_images(pixels)
         torch.testing.assert_close(images, hf.vision_model(pixels).last_hidden_state, atol=0, rtol=0)
         if task != "captioning":
             texts = model.tokenize(TEXTS)
-            mask = texts.valid.long()
+            mask = texts.attention_mask.long()
             own = model.encode_tokens(texts)
             torch.testing.assert_close(own, hf.text_encoder(texts.ids, mask).last_hidden_state, atol=0, rtol=0)
         if task != "retrieval":
             target = model.target_tokens(["a red circle", "two blue circles"])[0]
             logits = model.decode("caption", target, images, None)
             plain = hf.text_decoder(target.ids, encoder_hidden_states=images, return_dict=True).logits
-            torch.testing.assert_close(logits[target.valid], plain[target.valid], atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(
+                logits[target.attention_mask], plain[target.attention_mask], atol=1e-6, rtol=1e-6
+            )
     losses = model.pretraining_losses(batch, torch.Generator().manual_seed(0))
     assert set(losses) == set(model.scored_losses)
     sum(losses.values()).backward()
@@ -171,15 +170,17 @@ def test_a_blip_of_transformers_becomes_a_model_of_its_task(transformers_blip, b
     assert {layer.name for layer in model.graph} == {model.layer_of(layer.name + ".weight") for layer in model.graph}
 
 
-def test_a_blip_of_transformers_does_its_task(transformers_blip):
+def test_a_blip_of_transformers_does_its_task(transformers_blip, dataset, own_caches):
     name, _, directory = transformers_blip
-    model, task, settings = load_model(str(directory)), get_task(name), TaskConfig(name=name, data="scenes")
-    examples = pipeline.examples(replace(settings, limit=12), "test")
+    model, task = load_model(str(directory)), get_task(name)
+    load = {"pairs": load_pairs, "questions": load_questions}[task.examples]
+    examples = load(str(dataset), "test")
     with torch.inference_mode():
-        predictions = task.predict(model, examples, settings, ["red", "two circles"])
+        prepared = ["red", "two circles"] if name == "vqa" else None
+        predictions = task.predict(model, examples, task.options(), prepared)
     scores = task.score(predictions, examples.remove_columns("image").to_list())
     assert set(scores) == set(task.metrics)
-    assert task.loss(model, [examples[row] for row in range(4)], torch.Generator()).isfinite()
+    assert task.loss(model, [examples[place] for place in range(4)], torch.Generator()).isfinite()
 
 
 @pytest.mark.parametrize("method", ["multiflow", "snip"])
@@ -196,7 +197,7 @@ def test_a_blip_of_transformers_is_pruned(transformers_blip, batch, method):
 def test_a_tokenizer_without_blips_tokens_gets_them(tmp_path):
     small = small_model("blip")
     config = {**small.config, "text": {**small.config["text"], "vocab_size": len(small.tokenizer)}}
-    save_directory(build(config, small.tokenizer), tmp_path / "m")
+    save_model(build_model(config, small.tokenizer), tmp_path / "m")
     plain = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
     # As transformers' BLIP has it: the last two ids belong to no piece.
     vocabulary = plain["model"]["vocab"]
@@ -208,7 +209,7 @@ def test_a_tokenizer_without_blips_tokens_gets_them(tmp_path):
         vocabulary[f"[unused{index}]"] = index
     plain["added_tokens"] = [entry for entry in plain["added_tokens"] if entry["content"] not in ("[DEC]", "[ENC]")]
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(plain))
-    model = load_directory(tmp_path / "m")
+    model = load_model(str(tmp_path / "m"))
     assert [model.token_id("[DEC]"), model.token_id("[ENC]")] == [len(small.tokenizer) - 2, len(small.tokenizer) - 1]
 
 
@@ -216,13 +217,13 @@ def test_files_that_are_no_model_are_refused_in_one_line(tmp_path):
     def refused(config, match):
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(ValueError, match=match):
-            load_directory(tmp_path)
+            load_model(str(tmp_path))
 
     small = small_model("blip")
-    save_directory(small, tmp_path)
+    save_model(small, tmp_path)
     refused("{", "is no JSON")
     refused("[]", "must hold the settings of a model")
-    refused('{"model_type": "clip"}', "a model of vlprune or a BLIP of transformers, got model_type 'clip'")
+    refused('{"model_type": "clip"}', "unknown family 'clip'.* There are: blip, xvlm")
     with pytest.raises(OSError, match="there is no directory 'nobody/nothing', and the hub does not give it"):
         load_model("nobody/nothing")
 
@@ -234,6 +235,6 @@ def test_defaults_of_transformers_are_kept(tmp_path):
     hf = BlipForImageTextRetrieval(BlipConfig(vision_config=vision.to_dict(), text_config=text.to_dict()))
     hf.save_pretrained(tmp_path)
     small_model("blip").tokenizer.save_pretrained(tmp_path)
-    model = load_directory(tmp_path)
+    model = load_model(str(tmp_path))
     assert model.vision_model.config.layer_norm_eps == 1e-5
     assert model.text_encoder.config.projection_dim == hf.config.text_config.projection_dim

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vlprune.masks import mask_hash
 from vlprune.pruners import PRUNERS, prune_masks
-from vlprune.pruners.chita import chita_update, solve_support
+from vlprune.pruners.chita import ChitaOptions, chita_update, solve_support
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,7 +85,7 @@ def test_float32_layers_agree_with_dense_float64(lam):
     """Layers of several blocks, one of them smaller than a block: what the update makes of rows and weights."""
     weights, stats = large_problem()
     p = sum(weight.numel() for weight in weights.values())
-    masks = chita_update(weights, stats, n_pruned=round(0.75 * p), alive=None, lam=lam)
+    masks = chita_update(weights, stats, n_pruned=round(0.75 * p), alive=None, options=ChitaOptions(lam=lam))
     w = np.concatenate([weight.flatten() for weight in weights.values()]).astype(np.float64)
     rows = np.concatenate([of_layer["grad_rows"] for of_layer in stats.values()], axis=1).astype(np.float64)
     blocks = [0, *range(10_000, 60_001, 10_000), 64_096, *range(74_096, 124_097, 10_000)]
@@ -101,7 +101,7 @@ def test_entries_that_are_dead_stay_dead_in_every_block():
     generator = torch.Generator().manual_seed(0)
     alive = {name: torch.rand(weight.shape, generator=generator) < 0.4 for name, weight in weights.items()}
     p = sum(weight.numel() for weight in weights.values())
-    masks = chita_update(weights, stats, n_pruned=round(0.7 * p), alive=alive, lam=0.01)
+    masks = chita_update(weights, stats, n_pruned=round(0.7 * p), alive=alive)
     assert sum(int(mask.sum()) for mask in masks.values()) == p - round(0.7 * p)
     assert all((masks[name] <= alive[name]).all() for name in masks)
 

@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from vlprune.calibrate.collect import collect
-from vlprune.models import ZOO
-from vlprune.models.checkpoints import load_directory, save_directory
+from vlprune.models import ZOO, load_model, save_model
 from vlprune.models.images import CLIP_MEAN
 from vlprune.models.tokenizer import load_tokenizer
 from vlprune.models.xvlm import XVLM
@@ -126,8 +125,10 @@ def test_text_states_are_those_of_bert(tmp_path, fusion, lower):
     model = XVLM.from_encoders(tmp_path / "vision", tmp_path / "text", fusion_layers=1, fusion=fusion)
     tokens = model.tokenize(CAPTIONS)
     found = model.encode_tokens(tokens)
-    wanted = bert(tokens.ids, attention_mask=tokens.valid.long(), output_hidden_states=True).hidden_states[lower]
-    torch.testing.assert_close(found[tokens.valid], wanted[tokens.valid])
+    wanted = bert(tokens.ids, attention_mask=tokens.attention_mask.long(), output_hidden_states=True).hidden_states[
+        lower
+    ]
+    torch.testing.assert_close(found[tokens.attention_mask], wanted[tokens.attention_mask])
     assert len(model.text_encoder.layer) == lower + 1
     upper, source = model.text_encoder.layer[-1].state_dict(), bert.encoder.layer[-1].state_dict()
     assert all(torch.equal(upper[name], tensor) for name, tensor in source.items())
@@ -177,8 +178,8 @@ def test_a_saved_model_is_the_same_again(kind, tmp_path):
     model = XVLM.from_encoders(
         tmp_path / "vision", tmp_path / "text", fusion_layers=1, fusion="top", image_size=48, **settings
     )
-    save_directory(model, tmp_path / "model")
-    again = load_directory(tmp_path / "model")
+    save_model(model, tmp_path / "model")
+    again = load_model(str(tmp_path / "model"))
     assert again.config == model.config
     assert (again.image, again.prompt, again.itc_weight) == (model.image, "", 3.0)
     state = model.state_dict()
@@ -252,6 +253,8 @@ def test_real_encoders(shared):
     model = XVLM.from_encoders(folder / "vit_s14", folder / "minilm_l6", fusion_layers=2, fusion="top", image_size=98)
     bert = BertModel.from_pretrained(folder / "minilm_l6", dtype=torch.float32).eval()
     tokens = model.tokenize(["a dog runs on the beach", "two people"])
-    wanted = bert(tokens.ids, attention_mask=tokens.valid.long()).last_hidden_state
-    torch.testing.assert_close(model.encode_tokens(tokens)[tokens.valid], wanted[tokens.valid], atol=1e-5, rtol=1e-4)
+    wanted = bert(tokens.ids, attention_mask=tokens.attention_mask.long()).last_hidden_state
+    torch.testing.assert_close(
+        model.encode_tokens(tokens)[tokens.attention_mask], wanted[tokens.attention_mask], atol=1e-5, rtol=1e-4
+    )
     assert model.encode_images(model.pixels([noise_image(0)])).shape == (1, 50, 384)

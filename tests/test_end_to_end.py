@@ -12,20 +12,19 @@ import pytest
 import torch
 from conftest import small_model
 
-from vlprune.models.checkpoints import save_directory
+from vlprune.models import save_model
 
 TABLE = """
 [base.calibration]
 n_batches = 2
 batch_size = 4
-steps = 2
-step_batches = 1
 [base.finetuning]
 steps = 3
 batch_size = 4
-[base.task]
-k_test = 10
-max_length = 8
+[task.captioning]
+task.options.max_length = 8
+[method."chita++"]
+pruning.options = {{steps = 2, step_batches = 1}}
 [[grid]]
 models = ["{model}"]
 methods = ["multiflow", "chita++"]
@@ -37,15 +36,15 @@ tasks = ["retrieval", "captioning", "vqa"]
 @pytest.fixture
 def table(tmp_path):
     model = small_model("xvlm")
-    save_directory(model, tmp_path / "model")
+    save_model(model, tmp_path / "model")
     path = tmp_path / "small.toml"
     path.write_text(TABLE.format(model=tmp_path / "model"))
     return path
 
 
-def sweep(table: Path, data: Path, results: Path) -> subprocess.Popen:
+def sweep(table: Path, data: Path, results: Path, *more: str) -> subprocess.Popen:
     """The sweep as a process in a group of its own."""
-    command = [sys.executable, "-m", "vlprune.sweep", table, "--data", data, "--results", results, "--jobs", "2"]
+    command = [sys.executable, "-m", "vlprune.sweep", table, "--data", data, "--results", results, "--jobs", "2", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         list(map(str, command)),
@@ -105,5 +104,79 @@ def test_what_cannot_be_read_is_said_once_before_anything_runs(table, dataset, t
     model = small_model("xvlm")
     with torch.no_grad():
         model.weight("text_encoder.layer.0.output.dense")[0, 0] = float("nan")
-    save_directory(model, tmp_path / "model")
+    save_model(model, tmp_path / "model")
     assert "text_encoder.layer.0.output.dense.weight holds NaN" in output()
+
+
+LONG = (
+    TABLE.replace("steps = 3", "steps = 60")
+    .replace('"multiflow", "chita++"', '"omp"')
+    .replace('"retrieval", "captioning", "vqa"', '"retrieval"')
+)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_in_fine_tuning_goes_on_from_its_checkpoint(table, dataset, tmp_path, how):
+    table.write_text(LONG.format(model=tmp_path / "model"))
+    whole = sweep(table, dataset, tmp_path / "whole")
+    text, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, text
+
+    results = tmp_path / "stopped"
+    seconds = "0" if how == signal.SIGKILL else "1000"
+    stopped = sweep(table, dataset, results, "--checkpoint-seconds", seconds)
+    end = time.monotonic() + 200
+    begun = "cache/tuned/*.checkpoint" if how == signal.SIGKILL else "cache/tuned/*.lock"
+    while len(list(results.glob(begun))) < 2:
+        assert time.monotonic() < end
+        assert stopped.poll() is None
+        time.sleep(0.02)
+    if how == signal.SIGTERM:
+        time.sleep(1.0)  # into the training
+    os.killpg(stopped.pid, how) if how == signal.SIGKILL else stopped.send_signal(how)
+    text, _ = stopped.communicate(timeout=100)
+    if how == signal.SIGTERM:
+        assert stopped.returncode == 128 + signal.SIGTERM
+        assert "the same command goes on from here" in text
+    assert numbers(results) == {}
+    assert list(results.glob("cache/tuned/*.checkpoint"))
+
+    again = sweep(table, dataset, results)
+    text, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, text
+    assert numbers(results) == numbers(tmp_path / "whole")
+    logs = [path.read_text() for path in results.glob("runs/*/log.txt")]
+    assert any("fine-tuning goes on from step" in log for log in logs)
+    assert not list(results.glob("cache/tuned/*.checkpoint*"))
+
+
+def test_a_run_whose_data_change_under_it_fails_and_stores_nothing(table, dataset, tmp_path):
+    table.write_text(LONG.format(model=tmp_path / "model"))
+    results = tmp_path / "results"
+    process = sweep(table, dataset, results)
+    end = time.monotonic() + 200
+    while len(list(results.glob("cache/tuned/*.lock"))) < 2:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
+    path = dataset / "dataset_small.json"
+    path.write_text(path.read_text().replace("a dog number 1", "a cat number 1"))
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, text
+    assert "have changed since it was planned" in text
+    assert numbers(results) == {}
+    assert not list(results.glob("cache/tuned/*.safetensors"))
+
+
+def test_another_number_of_candidates_is_evaluated_without_another_training(table, dataset, tmp_path):
+    text = LONG.format(model=tmp_path / "model").replace("steps = 60", "steps = 2")
+    table.write_text(text + "task.options.k_test = [10, 12]\n")
+    process = sweep(table, dataset, tmp_path / "results")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert "4 runs finished, 0 failed" in text
+    records = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("runs/*/record.json")]
+    assert len({record["stages"]["tuned"] for record in records}) == 2
+    assert len({record["stages"]["predictions"] for record in records}) == 4
+    assert len(list(tmp_path.glob("results/cache/tuned/*.note"))) == 2
+    assert not list(tmp_path.glob("results/cache/tuned/*.safetensors"))

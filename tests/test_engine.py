@@ -8,10 +8,12 @@ from pathlib import Path
 import fake_pipeline
 import psutil
 import pytest
-from fake_pipeline import catalogue
 
+from vlprune.execution import Execution
+from vlprune.stages.fingerprints import Fingerprints
 from vlprune.store.record import load_records, read_record, run_directory
-from vlprune.sweep.engine import choose, cuda_devices, execute, schedule
+from vlprune.sweep.engine import cuda_devices, execute
+from vlprune.sweep.plan import plan, schedule
 from vlprune.sweep.table import load_table
 
 TABLE = """
@@ -30,54 +32,75 @@ tasks = ["retrieval"]
 """
 
 
-def cells_of(tmp_path, text):
+def planned(tmp_path, text):
     path = tmp_path / "t.toml"
     path.write_text(text)
-    return load_table(path, catalogue()).cells
+    return plan(load_table(path), Fingerprints())
+
+
+def jobs_of(tmp_path, text):
+    own = planned(tmp_path, text)
+    return own.jobs(own.table.cells, tmp_path)
 
 
 def small(tmp_path, *methods):
-    return cells_of(tmp_path, SMALL.format(methods=", ".join(f'"{m}"' for m in methods)))
+    return jobs_of(tmp_path, SMALL.format(methods=", ".join(f'"{m}"' for m in methods)))
+
+
+def run(jobs, work, tmp_path, n_workers, devices=()):
+    return execute(jobs, work, Execution(store=tmp_path), n_workers, devices)
 
 
 def kinds(events):
-    return {(event.kind, event.cell.config.pruning.method) for event in events}
+    return {(event.kind, event.job.configs[0].pruning.method) for event in events}
+
+
+def method_of(job):
+    return job.configs[0].pruning.method
 
 
 def test_dense_rows_come_first_then_row_by_row(tmp_path):
-    order = schedule(cells_of(tmp_path, TABLE))
+    order = schedule(planned(tmp_path, TABLE).table.cells)
     assert [cell.row[:2] for cell in order[:4]] == [("tiny-blip", "dense")] * 2 + [("tiny-xvlm", "dense")] * 2
     rows = [cell.row for cell in order]
     assert all(rows[i] == rows[i + 1] for i in range(0, len(rows), 2))
 
 
-def test_workers_start_on_different_models_and_share_no_masks(tmp_path):
-    pending = schedule(cells_of(tmp_path, TABLE))
-    last = {0: None, 1: None}
-    taken = {0: [], 1: []}
-    for _ in range(len(pending) // 2):
-        running = []
-        for worker in (0, 1):
-            cell = choose(pending, last[worker], running)
-            pending.remove(cell)
-            running.append(cell)
-            taken[worker].append(cell)
-            last[worker] = cell
-    assert {cell.config.model for cell in taken[0]} == {"tiny-blip"}
-    assert {cell.config.model for cell in taken[1]} == {"tiny-xvlm"}
-    assert [cell.config.pruning.method for cell in taken[1][:2]] == ["dense", "dense"]
+def test_a_plan_has_every_shared_stage_once_before_its_readers(tmp_path):
+    jobs = jobs_of(tmp_path, TABLE)
+    assert [job.kind for job in jobs].count("record") == 2 * (1 + 3 * 2) * 2
+    assert [str(job) for job in jobs if job.kind == "statistics"] == [
+        "tiny-blip statistics seed 0",
+        "tiny-xvlm statistics seed 0",
+    ]
+    assert [str(job) for job in jobs if job.kind == "masks"] == [
+        f"{model} {method} masks at 63, 90 % seed 0"
+        for model in ("tiny-blip", "tiny-xvlm")
+        for method in ("omp", "lamp", "snip")
+    ]
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for i, job in enumerate(jobs):
+        assert set(job.after) <= set(names[:i])
+    snip = [job for job in jobs if method_of(job) == "snip" and job.is_run]
+    assert all(len(job.after) == 2 for job in snip)
+
+
+def test_what_one_run_reads_alone_is_part_of_its_job(tmp_path):
+    jobs = small(tmp_path, "snip", "omp")
+    assert [job.kind for job in jobs] == ["record"] * 3
 
 
 def test_every_cell_leaves_a_record_and_workers_use_one_thread(tmp_path):
-    cells = cells_of(tmp_path, TABLE)
-    events = list(execute(cells, fake_pipeline.run_noted, tmp_path, jobs=2))
-    assert sum(event.kind == "finished" for event in events) == len(cells) == len(load_records(tmp_path))
-    record = read_record(run_directory(tmp_path, cells[-1].key))
+    jobs = jobs_of(tmp_path, TABLE)
+    events = list(run(jobs, fake_pipeline.work_noted, tmp_path, 2))
+    assert sum(event.kind == "finished" for event in events) == len(jobs)
+    assert len(load_records(tmp_path)) == sum(job.is_run for job in jobs)
+    record = read_record(run_directory(tmp_path, jobs[-1].keys[0]))
     assert record is not None
-    assert (record.config, record.sparsity, record.contents) == (cells[-1].config, 0.9, cells[-1].contents)
-    assert set(record.versions) == {"vlprune", "torch", "transformers"}
+    assert (record.config, record.sparsity) == (jobs[-1].configs[0], 0.9)
     notes = [line.split() for path in (tmp_path / "notes").iterdir() for line in path.read_text().splitlines()]
-    assert len(notes) == len(cells)
+    assert len(notes) == len(jobs)
     assert len({note[0] for note in notes}) == 2
     assert {note[1] for note in notes} == {"1"}
     assert workers() == []
@@ -88,17 +111,9 @@ def workers(pid=None):
     return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
-def test_what_another_sweep_finished_is_not_run_again(tmp_path):
-    cells = small(tmp_path, "omp")
-    list(execute(cells, fake_pipeline.run_noted, tmp_path, jobs=1))
-    events = list(execute(cells, fake_pipeline.run_noted, tmp_path, jobs=1))
-    assert [event.kind for event in events] == ["started", "finished"] * 2
-    assert all(len(path.read_text().splitlines()) == 1 for path in (tmp_path / "notes").iterdir())
-
-
 def test_a_failing_cell_does_not_stop_the_others(tmp_path):
-    cells = small(tmp_path, "lamp", "snip", "omp")
-    events = list(execute(cells, fake_pipeline.run_broken, tmp_path, jobs=1))
+    jobs = small(tmp_path, "lamp", "snip", "omp")
+    events = list(run(jobs, fake_pipeline.work_broken, tmp_path, 1))
     assert {k for k in kinds(events) if k[0] != "started"} == {
         ("finished", "dense"),
         ("failed", "lamp"),
@@ -106,21 +121,21 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path):
         ("warned", "omp"),
         ("finished", "omp"),
     }
-    messages = {event.cell.config.pruning.method: event.message for event in events if event.message}
+    messages = {method_of(event.job): event.message for event in events if event.message}
     assert messages["lamp"] == "RuntimeError: no luck"
     assert messages["snip"] == "ValueError: the run gave numbers that are not finite: {'tr_r1': nan}"
     assert messages["omp"] == "cache damaged"
-    lamp = next(cell for cell in cells if cell.config.pruning.method == "lamp")
-    text = (run_directory(tmp_path, lamp.key) / "error.txt").read_text()
+    lamp = next(job for job in jobs if method_of(job) == "lamp")
+    text = (run_directory(tmp_path, lamp.name) / "error.txt").read_text()
     assert text.startswith("RuntimeError: no luck\n")
     assert 'raise RuntimeError("no\\nluck")' in text
-    list(execute([lamp], fake_pipeline.run, tmp_path, jobs=1))
-    assert not (run_directory(tmp_path, lamp.key) / "error.txt").exists()
+    list(run([lamp], fake_pipeline.work, tmp_path, 1))
+    assert not (run_directory(tmp_path, lamp.name) / "error.txt").exists()
 
 
 def test_a_killed_worker_costs_its_cell_one_of_two_attempts(tmp_path):
-    cells = small(tmp_path, "omp", "lamp", "snip")
-    events = list(execute(cells, fake_pipeline.run_killed_once, tmp_path, jobs=2))
+    jobs = small(tmp_path, "omp", "lamp", "snip")
+    events = list(run(jobs, fake_pipeline.work_killed_once, tmp_path, 2))
     assert {k for k in kinds(events) if k[0] != "started"} == {
         ("finished", "dense"),
         ("retried", "omp"),
@@ -131,21 +146,21 @@ def test_a_killed_worker_costs_its_cell_one_of_two_attempts(tmp_path):
     }
     message = next(event.message for event in events if event.kind == "failed")
     assert message == "the worker was killed by SIGKILL (out of memory?), 2 times; its output is in log.txt"
-    lamp = next(cell for cell in cells if cell.config.pruning.method == "lamp")
-    assert (run_directory(tmp_path, lamp.key) / "error.txt").read_text().startswith(message)
+    lamp = next(job for job in jobs if method_of(job) == "lamp")
+    assert (run_directory(tmp_path, lamp.name) / "error.txt").read_text().startswith(message)
 
 
 def test_each_worker_sees_one_device(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,5")
-    list(execute(cells_of(tmp_path, TABLE), fake_pipeline.run_noted, tmp_path, jobs=2, devices=["2", "5"]))
+    list(run(jobs_of(tmp_path, TABLE), fake_pipeline.work_noted, tmp_path, 2, ["2", "5"]))
     notes = [path.read_text().split() for path in seen(tmp_path)]
     assert sorted(device for _, device in {(note[0], note[2]) for note in notes}) == ["2", "5"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,5"
 
 
 def test_a_worker_that_follows_a_killed_one_takes_its_device(tmp_path):
-    cells = small(tmp_path, "lamp", "omp")
-    list(execute(cells, fake_pipeline.run_killed_once, tmp_path, jobs=1, devices=["7"]))
+    jobs = small(tmp_path, "lamp", "omp")
+    list(run(jobs, fake_pipeline.work_killed_once, tmp_path, 1, ["7"]))
     lines = [line.split() for path in seen(tmp_path) for line in path.read_text().splitlines()]
     assert len({line[0] for line in lines}) > 1
     assert {line[2] for line in lines} == {"7"}
@@ -169,9 +184,9 @@ def test_cuda_devices_are_those_visible(monkeypatch, visible, count, found):
 
 
 def test_closing_stops_the_workers(tmp_path):
-    events = execute(small(tmp_path, "snip"), fake_pipeline.run_slow, tmp_path, jobs=2)
+    events = run(small(tmp_path, "snip"), fake_pipeline.work_slowly, tmp_path, 2)
     for event in events:
-        if event.kind == "started" and event.cell.config.pruning.method == "snip":
+        if event.kind == "started" and method_of(event.job) == "snip":
             break
     assert workers()
     events.close()
@@ -183,34 +198,39 @@ import signal
 import sys
 from pathlib import Path
 import fake_pipeline
+from vlprune.execution import Execution
+from vlprune.stages.fingerprints import Fingerprints
 from vlprune.sweep.engine import execute
+from vlprune.sweep.plan import plan
 from vlprune.sweep.table import load_table
 
 if __name__ == "__main__":
     # A job in the background starts with the signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     root = Path(sys.argv[1])
-    table = load_table(root / "t.toml", fake_pipeline.catalogue())
-    for event in execute(table.cells, fake_pipeline.run_slow, root, jobs=2):
+    own = plan(load_table(root / "t.toml"), Fingerprints())
+    work = getattr(fake_pipeline, sys.argv[2])
+    for event in execute(own.jobs(own.table.cells, root), work, Execution(store=root), 2):
         pass
 """
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("work", ["work_slowly", "work_until_asked"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
-def test_the_end_of_the_parent_loses_only_the_running_cell(tmp_path, how):
-    cells = small(tmp_path, "omp", "lamp", "snip")
+def test_the_end_of_the_parent_loses_only_the_running_cell(tmp_path, how, work):
+    jobs = small(tmp_path, "omp", "lamp", "snip")
     script = tmp_path / "sweep_script.py"
     script.write_text(SCRIPT)
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     parent = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), work],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stderr=subprocess.PIPE,
         text=True,
@@ -224,7 +244,7 @@ def test_the_end_of_the_parent_loses_only_the_running_cell(tmp_path, how):
             os.killpg(parent.pid, how)  # what a terminal does
         else:
             parent.send_signal(how)
-        errors = parent.communicate(timeout=20)[1]
+        errors = parent.communicate(timeout=60)[1]
         wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family))
     finally:
         parent.kill()
@@ -232,7 +252,8 @@ def test_the_end_of_the_parent_loses_only_the_running_cell(tmp_path, how):
     if how == signal.SIGINT:
         assert errors.count("Traceback") == 1  # the parent's; a worker says nothing
         assert parent.returncode != 0
-    left = [cell for cell in cells if read_record(run_directory(tmp_path, cell.key)) is None]
-    assert [cell.config.pruning.method for cell in left] == ["snip"]
-    list(execute(left, fake_pipeline.run, tmp_path, jobs=2))
-    assert len(load_records(tmp_path)) == len(cells)
+    left = [job for job in jobs if read_record(run_directory(tmp_path, job.name)) is None]
+    assert [method_of(job) for job in left] == ["snip"]
+    assert (tmp_path / "notes" / "stored").exists() == (work == "work_until_asked")
+    list(run(left, fake_pipeline.work, tmp_path, 2))
+    assert len(load_records(tmp_path)) == len(jobs)

@@ -7,8 +7,11 @@ from torch import nn
 from eval import TASKS
 from vlprune.config import FinetuningConfig
 from vlprune.data import load_pairs, load_questions
+from vlprune.execution import Interrupted
 from vlprune.finetune.augment import PaperAugmentation
-from vlprune.finetune.loop import finetune, kept_sparse
+from vlprune.finetune.checkpoint import Checkpoint
+from vlprune.finetune.loop import finetune
+from vlprune.finetune.sparse import kept_sparse
 from vlprune.masks import Masks, apply_masks
 
 
@@ -39,9 +42,9 @@ def test_pruned_entries_are_zero_after_every_step(task, family, dataset, monkeyp
     config = FinetuningConfig(
         epochs=2, batch_size=8, device_batch=5, lr=1e-2, weight_decay=0.1, decayed="all", augment="paper", select="best"
     )
-    change, scores = PaperAugmentation(model.image.size, 0), iter([1.0, 0.0])
+    augment, scores = PaperAugmentation(model.image.size, 0), iter([1.0, 0.0])
     history = finetune(
-        model, masks, model.layer_of, data, loss, config, seed=0, change=change, score=lambda: next(scores)
+        model, masks, model.layer_of, data, loss, config, seed=0, augment=augment, score=lambda: next(scores)
     )
     assert checked == [4] * 8
     assert len(history) == 4
@@ -229,7 +232,53 @@ def test_loader_workers_change_no_numbers():
     histories = []
     for workers in (0, 2):
         config = FinetuningConfig(epochs=2, batch_size=4, device_batch=3)
-        change = PaperAugmentation(8, seed=7)
-        histories.append(finetune(Line(), {}, str, points, loss, config, 0, change=change, workers=workers))
+        augment = PaperAugmentation(8, seed=7)
+        histories.append(finetune(Line(), {}, str, points, loss, config, 0, augment=augment, workers=workers))
     assert histories[0] == histories[1]
     assert histories[0] != finetune(Line(), {}, str, points, loss, config, 0)
+
+
+def dropping(model, examples, generator):
+    """A loss with dropout and random choices of its own."""
+    x = torch.tensor([example["x"] for example in examples], dtype=torch.float64)
+    y = torch.tensor([example["y"] for example in examples], dtype=torch.float64)
+    noise = torch.rand(len(x), 1, generator=generator, dtype=torch.float64)
+    return (nn.functional.dropout(model.layer(x), 0.3, model.training) - y * noise).square().mean()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("after", [1, 3, 4, 8])
+def test_an_interrupted_training_goes_on_to_bit_identical_weights(tmp_path, after, workers):
+    """Steps 3 and 6 end an epoch of two passes a step, after which the best weights are chosen."""
+    config = FinetuningConfig(epochs=3, batch_size=4, device_batch=2, lr=0.1, select="best")
+
+    def fit(checkpoint=None):
+        torch.manual_seed(5)
+        model = Line()
+        masks = {"layer": torch.tensor([[True, False, True], [True, True, False]])}
+        with torch.no_grad():
+            model.layer.weight.mul_(masks["layer"])
+        names, score = (lambda name: name.removesuffix(".weight")), lambda: model.layer.weight.sum().item()
+        more = {"score": score, "checkpoint": checkpoint, "workers": workers if checkpoint else 0}
+        return finetune(model, masks, names, POINTS, dropping, config, 0, **more), model
+
+    whole, model = fit()
+    left = iter(range(after))
+    path = tmp_path / "state.pt"
+    with pytest.raises(Interrupted, match=r"goes on from .*state\.pt"):
+        fit(Checkpoint(path, 1e9, stopping=lambda: next(left, None) is None))
+    torch.rand(7)  # whatever another process draws
+    history, other = fit(Checkpoint(path, 1e9))
+    assert history == whole
+    assert torch.equal(model.layer.weight, other.layer.weight)
+    assert torch.equal(model.layer.bias, other.layer.bias)
+
+
+def test_a_damaged_checkpoint_begins_anew_with_a_warning(tmp_path, caplog):
+    path = tmp_path / "state.pt"
+    config = FinetuningConfig(steps=3, batch_size=4)
+    whole, _ = fit(config)
+    assert fit(config, checkpoint=Checkpoint(path, 0.0))[0] == whole
+    path.write_bytes(path.read_bytes()[:-9])
+    assert fit(config, checkpoint=Checkpoint(path, 1e9))[0] == whole
+    assert "state.pt is damaged" in caplog.text

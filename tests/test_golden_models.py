@@ -8,11 +8,11 @@ from golden_models import decoder_tokens, official, record, tokens_of
 from safetensors.torch import load_file
 
 from vlprune.calibrate.inputs import Inputs
-from vlprune.models.attention import attention_bias
+from vlprune.models.attention import additive_mask
+from vlprune.models.blip.checkpoint import NAMES
 from vlprune.models.fusion import TextStates
 from vlprune.models.generation import beam_search
 from vlprune.models.images import resize_positions
-from vlprune.models.official import official_to_ours
 from vlprune.models.text import Tokens
 
 
@@ -35,12 +35,12 @@ def test_outputs_of_pairs(golden, number):
     with torch.no_grad():
         images, hidden = model.encode_images(batches[f"{key}.0"]), model.encode_tokens(tokens)
         fused = model.fuse(TextStates(tokens, hidden), images)
-        valid = tokens.valid
+        mask = tokens.attention_mask
         close(images, outputs[f"{key}.image_tokens"], 1e-5)
-        close(hidden[valid], outputs[f"{key}.text_tokens"][valid], 1e-5)
+        close(hidden[mask], outputs[f"{key}.text_tokens"][mask], 1e-5)
         close(model.image_features(images), outputs[f"{key}.image_feat"], 2e-6)
         close(model.text_features(hidden), outputs[f"{key}.text_feat"], 2e-6)
-        close(fused[valid], outputs[f"{key}.fusion_tokens_aligned"][valid], 1e-5)
+        close(fused[mask], outputs[f"{key}.fusion_tokens_aligned"][mask], 1e-5)
         logits = model.itm_head(fused[:, 0])
         aligned = outputs[f"{key}.itm_logits"].diagonal(dim1=0, dim2=1).t()
         close(logits, aligned, 1e-5 if model.family == "blip" else 1e-6)
@@ -78,20 +78,20 @@ def test_regions_of_xvlm(golden, number):
     if model.family == "blip":
         pytest.skip("BLIP has no regions")
     key = f"region.{number}"
-    index, valid, texts = batches[f"{key}.1"], batches[f"{key}.7"].bool(), Tokens(*region_texts(batches, key, 2))
+    index, inside, texts = batches[f"{key}.1"], batches[f"{key}.7"].bool(), Tokens(*region_texts(batches, key, 2))
     lower, upper = model._split_layers()
     with torch.no_grad():
         whole, hidden = model._recorded_images(batches[f"{key}.0"])
         close(whole, outputs[f"{key}.image_tokens_plain"], 1e-5)
-        regions = model.vision_layers(upper, hidden[index], attention_bias(valid))
+        regions = model.vision_layers(upper, hidden[index], additive_mask(inside))
         regions = model.vision_model.post_layernorm(regions)
         close(regions, outputs[f"{key}.image_tokens"], 1e-5)
-        fused = model.fuse(TextStates(texts, model.encode_tokens(texts)), regions, valid)
-        close(fused[texts.valid], outputs[f"{key}.fusion_tokens_aligned"][texts.valid], 1e-5)
+        fused = model.fuse(TextStates(texts, model.encode_tokens(texts)), regions, inside)
+        close(fused[texts.attention_mask], outputs[f"{key}.fusion_tokens_aligned"][texts.attention_mask], 1e-5)
         masked = Tokens(*region_texts(batches, key, 4))
         states = TextStates(masked, model.encode_tokens(masked))
-        logits = model.text_encoder.cls(model.fuse(states, regions, valid))
-        close(logits[texts.valid], outputs[f"{key}.mlm_logits_all_positions"][texts.valid], 1e-5)
+        logits = model.text_encoder.cls(model.fuse(states, regions, inside))
+        close(logits[texts.attention_mask], outputs[f"{key}.mlm_logits_all_positions"][texts.attention_mask], 1e-5)
         grounded = model.fuse(TextStates(texts, model.encode_tokens(texts)), whole[index])
         close(model.bbox_head(grounded[:, 0]).sigmoid(), outputs[f"{key}.bbox_pred"], 1e-5)
     assert len(lower) == 2
@@ -115,7 +115,7 @@ def test_calibration_inputs_of_blip(golden, shared):
     compared = 0
     for name, vector in expected.items():
         if name.startswith("sqnorm."):
-            layer = model.layer_of(official_to_ours("blip", name.removeprefix("sqnorm.")))
+            layer = model.layer_of(NAMES.to_ours(name.removeprefix("sqnorm.")))
             torch.testing.assert_close(squares.means(layer)["input_sq"], vector, atol=1e-5, rtol=2e-5)
             compared += 1
     assert compared == len(model.graph)
@@ -151,10 +151,10 @@ def test_beam_search_of_blip(golden, shared, min_length):
     prompt = stored["captioning_prompt"]["used_input_ids"]
     with torch.no_grad():
         images = model.encode_images(torch.cat([batches[f"general.{i}.0"] for i in range(3)]))
-    memory = images.repeat_interleave(3, 0)
+    beams = images.repeat_interleave(3, 0)
 
     def step(ids, cache):
-        return model.decode("caption", Tokens(ids, torch.ones_like(ids).bool()), memory, None, cache)[:, -1]
+        return model.decode("caption", Tokens(ids, torch.ones_like(ids).bool()), beams, None, cache)[:, -1]
 
     for end, rows in wanted.items():
         found = beam_search(

@@ -23,8 +23,7 @@ LISTS = ["vqa_train.json", "vqa_val.json", "vqa_test.json", "vg_qa.json"]
 def test_checkpoints_of_vqa_have_seen_train_and_val(model, architecture, annotations, split):
     warning = seen_in_training(model, architecture, annotations, split)
     assert warning
-    assert warning.startswith(f"{model} looks like a checkpoint that is fine-tuned on VQA v2 train+val: ")
-    assert f" questions of {split};" in warning
+    assert all(fact in warning for fact in (model, "VQA v2 train+val", f" {split};", "test-dev"))
     assert "\n" not in warning
 
 
@@ -55,7 +54,5 @@ def test_answer_list_should_hold_most_training_answers(dataset):
     assert missed_answers(["Yes."], train) is None  # half of them
     assert missed_answers([], []) is None
     warning = missed_answers(["maybe", "red"], train)
-    assert warning == (
-        "the answer list of 2 answers has only 0 % of the 120 training answers: is it the list of another data set?"
-    )
-    assert "has only 40 %" in (missed_answers(["cat"], [{"answers": ["A cat.", "cat", "x", "y", "z"]}]) or "")
+    assert all(fact in warning for fact in ("2 answers", " 0 %", "120 training answers"))
+    assert " 40 %" in (missed_answers(["cat"], [{"answers": ["A cat.", "cat", "x", "y", "z"]}]) or "")

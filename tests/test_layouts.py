@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import annotation_layouts as written
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from annotation_layouts import PAIRS, QUESTIONS, Pair, Question, put
 from conftest import noise_image
+from datasets import Dataset, Features, List, Value
 from PIL import Image
 
 from vlprune.data import annotation_files, load_answers, load_pairs, load_questions
@@ -98,6 +100,25 @@ def test_all_layouts_give_the_same_questions(layout, questions, tmp_path):
     assert rows[3]["image"].tobytes() == expected([wanted[3].image], "train")[0][1][2]
 
 
+@pytest.mark.parametrize("layout", QUESTIONS)
+def test_questions_of_a_split_need_no_other_split(layout, questions, tmp_path):
+    QUESTIONS[layout](tmp_path / layout, [q for q in questions if q.image.split == "test"])
+    assert load_questions(str(tmp_path / layout), "test", 3)["question_id"][:] == [q.number for q in questions[-8:-5]]
+    assert load_answers(str(tmp_path / layout)) is None
+
+
+def test_a_table_of_arrow_is_a_data_set_with_its_features():
+    """What `datasets.Dataset` promises to no one, and the readers rely on."""
+    features = Features(
+        {"image": {"path": Value("string")}, "image_id": Value("int64"), "texts": List(Value("string"))}
+    )
+    columns = {"image": [{"path": "a"}, {"path": "b"}], "image_id": [1, 2], "texts": [["x"], []]}
+    data = Dataset(pa.Table.from_pydict(columns, schema=features.arrow_schema))
+    assert data.features == features
+    assert data.to_dict() == columns
+    assert data.data.column("texts").to_pylist() == columns["texts"]
+
+
 @pytest.mark.parametrize("layout", [name for name in PAIRS if name != "karpathy"])
 def test_real_photos_in_every_layout(layout, shared, tmp_path):
     source = shared / "data" / "flickr8k_1k"
@@ -136,22 +157,20 @@ def test_directory_without_layout_says_what_was_looked_for_and_what_is_there(tmp
     put(tmp_path / "refcoco_train.json", [{"image": "a.jpg", "bbox": [1, 2, 3, 4], "text": "a dog"}])
     with pytest.raises(
         FileNotFoundError,
-        match=r"has no pairs: looked for Karpathy's splits \(dataset_\*.json\); COCO captions .*; ALBEF.* There is: "
+        match=r"no pairs.*dataset_\*.json.*captions_\*.json.*ALBEF.*: "
         r"notes.txt, refcoco_train.json$",
     ):
         load_pairs(str(tmp_path), "train")
-    with pytest.raises(FileNotFoundError, match=r"has no questions: looked for VQA v2 \(\*questions.json, .*There is"):
+    with pytest.raises(FileNotFoundError, match=r"no questions.*\*questions.json.*notes.txt"):
         load_questions(str(tmp_path), "train")
-    with pytest.raises(FileNotFoundError, match=r"There is: notes.txt$"):
+    with pytest.raises(FileNotFoundError, match=r": notes.txt$"):
         load_pairs(str(tmp_path / "notes.*"), "train")
 
 
 def test_several_layouts_in_one_directory_need_a_file_name(pairs, tmp_path):
     written.karpathy(tmp_path / "d", pairs)
     written.lists(tmp_path / "d", pairs)
-    with pytest.raises(
-        ValueError, match=r"pairs in several layouts: Karpathy's splits \(dataset_coco.json\); ALBEF.*; name the files"
-    ):
+    with pytest.raises(ValueError, match=r"Karpathy.*dataset_coco.json.*ALBEF.*coco_karpathy_test.json"):
         load_pairs(str(tmp_path / "d"), "train")
     assert len(load_pairs(str(tmp_path / "d" / "dataset_coco.json"), "train")) == 6
     assert len(load_pairs(str(tmp_path / "d" / "coco_karpathy_*.json"), "train")) == 6
@@ -164,14 +183,14 @@ def test_several_layouts_in_one_directory_need_a_file_name(pairs, tmp_path):
         ValueError, match=r"several lists of split 'train': coco_k\S+, flickr30k_train.json; .* as .*/coco_\*.json"
     ):
         load_pairs(str(tmp_path / "d"), "train")
-    with pytest.raises(ValueError, match=r"unknown data set '.*nothing_\*.json'.* no such directory or file"):
+    with pytest.raises(ValueError, match=r"unknown data set '.*nothing_\*.json'"):
         load_pairs(str(tmp_path / "d" / "nothing_*.json"), "train")
 
 
 def test_two_karpathy_files_need_a_name(pairs, tmp_path):
     written.karpathy(tmp_path, pairs)
     put(tmp_path / "dataset_flickr30k.json", {"images": []})
-    with pytest.raises(ValueError, match=r"found dataset_coco.json, dataset_flickr30k.json; name one of them"):
+    with pytest.raises(ValueError, match=r"dataset_coco.json, dataset_flickr30k.json"):
         load_pairs(str(tmp_path), "train")
 
 
@@ -182,7 +201,7 @@ def test_unknown_split_lists_those_that_exist(layout, pairs, tmp_path):
     with pytest.raises(ValueError, match=r"has no split 'minival'; it has: test, train, val(idation)?$"):
         load_pairs(data, "train+minival")
     for faulty in ("train+", "", "train+train"):
-        with pytest.raises(ValueError, match=r"a split is a name or different names with \+ between them"):
+        with pytest.raises(ValueError, match=rf"split.*{re.escape(repr(faulty))}$"):
             load_pairs(data, faulty)
 
 
@@ -268,11 +287,11 @@ def test_lists_without_captions_say_so(pairs, tmp_path, caplog):
     put(tmp_path / "nocaps_test.json", [{"image": p.name, "img_id": i} for i, p in enumerate(pairs)])
     with caplog.at_level(logging.WARNING):
         data = load_pairs(str(tmp_path), "test")
-    assert "nocaps_test.json, item 0 and the others have no captions" in caplog.text
+    assert "nocaps_test.json, item 0" in caplog.text
     assert data["captions"][:] == [[]] * 13
     assert data["image_id"][:] == list(range(13))
     put(tmp_path / "nocaps_test.json", [{"image": pairs[0].name, "caption": ["x"]}, {"image": pairs[1].name}])
-    with pytest.raises(ValueError, match=r"nocaps_test.json, item 1: lacks caption, which other items have"):
+    with pytest.raises(ValueError, match=r"nocaps_test.json, item 1: lacks caption"):
         load_pairs(str(tmp_path), "test")
     (tmp_path / "nocaps_test.json").rename(tmp_path / "nocaps_train.json")
     with pytest.raises(ValueError, match=r"nocaps_train.json, item 1: lacks caption; it has: image"):

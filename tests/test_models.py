@@ -5,10 +5,9 @@ import pytest
 import torch
 from conftest import CAPTIONS, SMALL, noise_image, small_model
 
-from vlprune.models import MODELS, load_model
-from vlprune.models.boxes import patches_in
-from vlprune.models.checkpoints import build, load_directory, save_directory
+from vlprune.models import MODELS, build_model, load_model, save_model
 from vlprune.models.text import clean
+from vlprune.models.xvlm.boxes import patches_in
 
 
 def test_graph_lists_every_linear_weight_outside_the_heads_once(model):
@@ -52,10 +51,10 @@ def test_padding_changes_nothing(model):
     alone = model.fuse(model.encode_texts(["a dog"]), tokens[:1])
     padded = model.fuse(model.encode_texts(["a dog", CAPTIONS[3]]), tokens)[:1, : alone.shape[1]]
     torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-5)
-    memory, valid = model.encode_questions(tokens, ["a dog", CAPTIONS[3]])
+    states, mask = model.encode_questions(tokens, ["a dog", CAPTIONS[3]])
     target, _ = model.target_tokens(["yes"])
     short = model.decode("answer", target, model.encode_questions(tokens[:1], ["a dog"])[0], None)
-    long = model.decode("answer", target, memory[:1], valid[:1])
+    long = model.decode("answer", target, states[:1], mask[:1])
     torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
 
 
@@ -64,20 +63,20 @@ def test_cached_decoding_equals_teacher_forcing(model):
     from transformers import DynamicCache, EncoderDecoderCache
 
     tokens, _ = model.target_tokens(["a red circle on the beach"])
-    memory = model.encode_images(model.pixels([noise_image(0)]))
-    whole = model.decode("caption", tokens, memory, None)
+    images = model.encode_images(model.pixels([noise_image(0)]))
+    whole = model.decode("caption", tokens, images, None)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     for i in range(tokens.ids.shape[1]):
-        step = type(tokens)(tokens.ids[:, i : i + 1], tokens.valid[:, i : i + 1])
+        step = type(tokens)(tokens.ids[:, i : i + 1], tokens.attention_mask[:, i : i + 1])
         torch.testing.assert_close(
-            model.decode("caption", step, memory, None, cache)[:, 0], whole[:, i], atol=1e-5, rtol=1e-5
+            model.decode("caption", step, images, None, cache)[:, 0], whole[:, i], atol=1e-5, rtol=1e-5
         )
 
 
 @torch.no_grad()
 def test_decoder_does_not_see_the_future(model):
-    memory = model.encode_images(model.pixels([noise_image(0)]))
-    a, b = (model.decode("caption", model.target_tokens([text])[0], memory, None) for text in ("a dog", "a cat"))
+    images = model.encode_images(model.pixels([noise_image(0)]))
+    a, b = (model.decode("caption", model.target_tokens([text])[0], images, None) for text in ("a dog", "a cat"))
     torch.testing.assert_close(a[:, :2], b[:, :2])
     assert not torch.allclose(a[:, 2], b[:, 2])
 
@@ -117,10 +116,10 @@ def test_answers_are_ranked_by_their_sequence_loss(model):
     tokens = model.encode_images(model.pixels([noise_image(0), noise_image(1)]))
     answers = ["yes", "no", "two dogs", "a red ring"]
     scores = model.rank_answers(tokens, ["what?", "is it a dog?"], answers, k=4)
-    memory, valid = model.encode_questions(tokens, ["what?", "is it a dog?"])
+    states, mask = model.encode_questions(tokens, ["what?", "is it a dog?"])
     for j, answer in enumerate(answers):
         target, given = model.target_tokens([answer] * 2)
-        losses = model.sequence_losses(model.decode("answer", target, memory, valid), target, given)
+        losses = model.sequence_losses(model.decode("answer", target, states, mask), target, given)
         torch.testing.assert_close(scores[:, j], -losses, atol=1e-4, rtol=1e-4)
     assert torch.isinf(model.rank_answers(tokens, ["what?", "is it a dog?"], answers, k=1)).sum() == 6
 
@@ -137,8 +136,8 @@ def test_task_heads_copy_pruned_layers_under_their_name(model, task):
 
 
 def test_directory_round_trip(model, batch, tmp_path):
-    save_directory(model, tmp_path / "m")
-    again = load_directory(tmp_path / "m")
+    save_model(model, tmp_path / "m")
+    again = load_model(str(tmp_path / "m"))
     losses = [m.pretraining_losses(batch, torch.Generator().manual_seed(0)) for m in (model, again)]
     assert {k: v.item() for k, v in losses[0].items()} == {k: v.item() for k, v in losses[1].items()}
 
@@ -150,7 +149,7 @@ def test_bad_directories_are_refused_in_one_line(tmp_path):
         load_model(str(tmp_path))
     models = {family: small_model(family) for family in SMALL}
     for family, model in models.items():
-        save_directory(model, tmp_path / family)
+        save_model(model, tmp_path / family)
     weights = tmp_path / "blip" / "model.safetensors"
     good = weights.read_bytes()
     weights.write_bytes((tmp_path / "xvlm" / "model.safetensors").read_bytes())
@@ -162,7 +161,7 @@ def test_bad_directories_are_refused_in_one_line(tmp_path):
     broken = copy.deepcopy(models["xvlm"])
     with torch.no_grad():
         broken.weight("text_encoder.layer.0.output.dense")[0, 0] = float("nan")
-    save_directory(broken, tmp_path / "nan")
+    save_model(broken, tmp_path / "nan")
     with pytest.raises(ValueError, match=r"text_encoder.layer.0.output.dense.weight holds NaN"):
         load_model(str(tmp_path / "nan"))
 
@@ -196,7 +195,7 @@ def test_answering_with_unequal_widths_has_fresh_keys_and_values_that_no_mask_re
     tokenizer = small_model(family).tokenizer
     text = {**SMALL[family]["text"], "vocab_size": len(tokenizer)}
     text |= {"encoder_hidden_size": 16} if family == "blip" else {}
-    model = build({**SMALL[family], "vision": narrow, "text": text}, tokenizer).eval()
+    model = build_model({**SMALL[family], "vision": narrow, "text": text}, tokenizer).eval()
     masked = {layer.name: layer.shape for layer in model.graph}
     model.add_task_head("vqa")
     loss = model.vqa_loss([noise_image(0)], ["what is it?"], [["a cat"]], [[1.0]])

@@ -8,19 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import small_model
-from golden_models import decoder_tokens, official, record, tokens_of
+from golden_models import CHECKPOINTS, decoder_tokens, official, record, tokens_of
 from safetensors.torch import load_file
 from torch import nn
 
 from vlprune.calibrate.inputs import Inputs
-from vlprune.masking import compute_masks
 from vlprune.masks import Masks
-from vlprune.models import load_model
-from vlprune.models.checkpoints import build, load_official, save_directory
+from vlprune.models import build_model, load_model, save_model
 from vlprune.models.fusion import TextStates
-from vlprune.models.official import official_to_ours, ours_to_official
 from vlprune.models.official_masks import export_masks, import_masks
 from vlprune.models.text import Tokens
+from vlprune.stages.masks import compute_masks
+
+BLIP = CHECKPOINTS["blip"].NAMES
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_gradients_of_blips_losses(blip, shared):
     losses = {
         "itc_inbatch": model.itc_loss(*features, torch.eye(4, dtype=torch.bool)),
         "itm": model.itm_loss(states, images, model.fuse(states, images), ((n + 1) % 4, (n + 2) % 4)),
-        "lm": model.sequence_losses(logits, target, 1).sum() / target.valid[:, 1:].sum(),
+        "lm": model.sequence_losses(logits, target, 1).sum() / target.attention_mask[:, 1:].sum(),
     }
     compared = 0
     for loss, value in losses.items():
@@ -50,7 +50,7 @@ def test_gradients_of_blips_losses(blip, shared):
         value.backward(retain_graph=True)
         for name, gradient in stored.items():
             if name.startswith(f"{loss}."):
-                layer = model.layer_of(official_to_ours("blip", name.removeprefix(f"{loss}.")))
+                layer = model.layer_of(BLIP.to_ours(name.removeprefix(f"{loss}.")))
                 found = model.weight(layer).grad
                 found = torch.zeros_like(gradient) if found is None else found
                 tolerance = max(5e-6, 1e-5 * float(gradient.abs().max()))
@@ -73,7 +73,7 @@ def test_masks_of_multiflow_from_the_checkpoint(blip, shared, percent):
     masks = compute_masks(model, "multiflow", percent / 100, stats=stats)
     differing = 0
     for layer in model.graph:
-        wanted = stored[f"mask{percent}.{ours_to_official('blip', layer.name)}.weight"].bool()
+        wanted = stored[f"mask{percent}.{BLIP.to_official(layer.name)}.weight"].bool()
         differing += int((masks[layer.name] != wanted).sum())
         surplus = int(masks[layer.name].sum()) - int(wanted.sum())
         assert int((masks[layer.name] != wanted).sum()) == abs(surplus) <= 2, layer.name
@@ -92,17 +92,17 @@ def test_answers_of_a_blip_with_unequal_widths(blip, shared):
     questions = Tokens(stored["vqa_question_ids"], stored["vqa_question_atts"].bool())
     pixels = torch.cat([batches[f"general.{i}.0"] for i in range(3)])[: len(questions.ids)]
     with torch.no_grad():
-        memory = model.fuse(TextStates(questions, torch.empty(0)), model.encode_images(pixels))
-        valid = questions.valid
-        torch.testing.assert_close(memory[valid], stored["vqa_question_states"][valid], atol=1e-5, rtol=0)
-        start = Tokens(torch.full((len(memory), 1), model.start_id), torch.ones(len(memory), 1, dtype=torch.bool))
-        first = model.decode("answer", start, memory, valid)[:, 0]
+        states = model.fuse(TextStates(questions, torch.empty(0)), model.encode_images(pixels))
+        mask = questions.attention_mask
+        torch.testing.assert_close(states[mask], stored["vqa_question_states"][mask], atol=1e-5, rtol=0)
+        start = Tokens(torch.full((len(states), 1), model.start_id), torch.ones(len(states), 1, dtype=torch.bool))
+        first = model.decode("answer", start, states, mask)[:, 0]
         torch.testing.assert_close(first, stored["vqa_first_token_logits"], atol=1e-5, rtol=0)
         answers = Tokens(stored["vqa_answer_ids"], stored["vqa_answer_atts"].bool())
-        n, k = len(memory), len(answers.ids)
+        n, k = len(states), len(answers.ids)
         rows = torch.arange(n).repeat_interleave(k)
-        tiled = Tokens(answers.ids.repeat(n, 1), answers.valid.repeat(n, 1))
-        losses = model.sequence_losses(model.decode("answer", tiled, memory[rows], valid[rows]), tiled, 1)
+        tiled = Tokens(answers.ids.repeat(n, 1), answers.attention_mask.repeat(n, 1))
+        losses = model.sequence_losses(model.decode("answer", tiled, states[rows], mask[rows]), tiled, 1)
         torch.testing.assert_close(losses.view(n, k), stored["vqa_sequence_loss"], atol=3e-5, rtol=0)
 
 
@@ -139,7 +139,7 @@ def test_masks_of_the_reference_are_read(blip, shared, tmp_path):
     torch.save(state, tmp_path / "masks.pth")
     masks = import_masks(tmp_path / "masks.pth", model)
     for name, mask in masks.items():
-        assert torch.equal(mask, stored[f"mask75.{ours_to_official('blip', name)}.weight"].bool())
+        assert torch.equal(mask, stored[f"mask75.{BLIP.to_official(name)}.weight"].bool())
     masks.apply(model)
     state["itm_head.weight_pruning_mask"][0, 0] = 0
     torch.save(state, tmp_path / "masks.pth")
@@ -157,7 +157,7 @@ def checkpoint(family, path, **changes):
     names = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name != "text_decoder.cls.predictions.bias" and name != "text_encoder.cls.predictions.bias":
-            names[ours_to_official(family, name)] = parameter.detach().clone()
+            names[CHECKPOINTS[family].NAMES.to_official(name)] = parameter.detach().clone()
     if family == "blip":
         names["visual_encoder_m.cls_token"] = torch.randn(1, 1, 32)
         names["image_queue"] = torch.randn(16, 8)
@@ -178,7 +178,7 @@ def test_a_checkpoint_file_is_a_model_by_its_name(family, tmp_path, batch):
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(again.get_parameter(name), parameter, atol=0, rtol=0)
     (tmp_path / "config.json").unlink()
-    heads = load_official(path, heads=(2, 2))  # sizes from the shapes alone
+    heads = CHECKPOINTS[family].load_official(path, heads=(2, 2))  # sizes from the shapes alone
     pairs = replace(batch, regions=())  # how many layers look at regions by themselves no shape tells
     losses = [m.pretraining_losses(pairs, torch.Generator().manual_seed(0)) for m in (model, heads)]
     for name in model.scored_losses:
@@ -203,7 +203,7 @@ def test_bad_checkpoint_files_are_refused_in_one_line(tmp_path):
     checkpoint("blip", path, **{"visual_encoder.head.weight": torch.zeros(2)})
     refused("0 names are missing and 1 unknown, e.g. visual_encoder.head.weight")
     torch.save({"model": {"layer.weight": torch.zeros(2)}}, path)
-    refused(r"neither BLIP \(visual_encoder.…\) nor X-VLM \(vision_encoder.…\); its names begin with: layer")
+    refused(r"blip \(visual_encoder.…\), xvlm \(vision_encoder.…\); its names begin with: layer")
     torch.save({"model": {"vision_encoder.layers.0.blocks.0.norm1.weight": torch.zeros(2)}}, path)
     refused("Swin")
     torch.save({"model": OrderedDict, "x": Masks}, path)
@@ -230,17 +230,17 @@ def test_answers_read_states_of_the_texts_width(tmp_path):
     vision = {**config["vision"], "hidden_size": 64}
     config = {**config, "vision": vision, "trained_for": "vqa"}
     config["text"] = {**config["text"], "encoder_hidden_size": 64}
-    model = build(config, small_model("blip").tokenizer).eval()
+    model = build_model(config, small_model("blip").tokenizer).eval()
     layer = "encoder.layer.0.crossattention.self.key"
     assert model.weight(f"text_encoder.{layer}").shape == (32, 64)
     assert model.weight(f"text_decoder.bert.{layer}").shape == (32, 32)
-    names = {ours_to_official("blip", name): p for name, p in model.state_dict().items()}
+    names = {BLIP.to_official(name): p for name, p in model.state_dict().items()}
     torch.save({"model": names}, tmp_path / "vqa.pth")
     model.tokenizer.save_pretrained(tmp_path)
-    again = load_official(tmp_path / "vqa.pth", heads=(2, 2))
-    memory, valid = again.encode_questions(again.encode_images(torch.zeros(1, 3, 32, 32)), ["what is it?"])
+    again = CHECKPOINTS["blip"].load_official(tmp_path / "vqa.pth", heads=(2, 2))
+    states, mask = again.encode_questions(again.encode_images(torch.zeros(1, 3, 32, 32)), ["what is it?"])
     start = Tokens(torch.tensor([[again.start_id]]), torch.ones(1, 1, dtype=torch.bool))
-    assert again.decode("answer", start, memory, valid).isfinite().all()
+    assert again.decode("answer", start, states, mask).isfinite().all()
 
 
 @pytest.mark.parametrize(("family", "edges", "layers"), [("blip", 226_492_416, 216), ("xvlm", 184_025_088, 168)])
@@ -250,7 +250,7 @@ def test_prunable_weights_at_full_size(family, edges, layers):
     config |= {"fusion_layer": 6} if family == "xvlm" else {}
     config["text"] |= {"vocab_size": 30524, "encoder_hidden_size": 768} if family == "blip" else {"vocab_size": 30522}
     with torch.device("meta"):
-        graph = build(config, small_model("blip").tokenizer).graph
+        graph = build_model(config, small_model("blip").tokenizer).graph
     assert (graph.n_edges, len(graph)) == (edges, layers)
 
 
@@ -259,8 +259,8 @@ def test_every_official_name_has_one_of_ours(family, shared):
     names = json.loads((shared / "golden" / f"key_map_{family}.json").read_text())["parameters_and_buffers"]
     for entry in names:
         if entry["kind"] == "parameter" and "_m." not in entry["name"]:
-            ours = official_to_ours(family, entry["name"])
-            assert ours_to_official(family, ours) == entry["name"]
+            ours = CHECKPOINTS[family].NAMES.to_ours(entry["name"])
+            assert CHECKPOINTS[family].NAMES.to_official(ours) == entry["name"]
             if family == "blip" and entry["transformers"]:
                 assert ours == entry["transformers"]
 
@@ -270,7 +270,7 @@ def test_masks_apply_to_a_model_from_anywhere_under_all_names(tmp_path, caplog):
 
     model = small_model("blip")
     masks = compute_masks(model, "omp", 0.75)
-    save_directory(model, tmp_path)
+    save_model(model, tmp_path)
     for cls in (BlipForConditionalGeneration, BlipForQuestionAnswering):
         plain = cls.from_pretrained(tmp_path)
         masks.apply(plain)
@@ -302,10 +302,10 @@ def test_a_checkpoint_without_what_tells_its_sizes_is_refused(tmp_path):
     state = torch.load(tmp_path / "m.pth", weights_only=True)["model"]
     torch.save({k: v for k, v in state.items() if "crossattention" not in k}, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=r"its sizes cannot be told: .*crossattention"):
-        load_official(tmp_path / "m.pth", heads=(2, 2))
+        CHECKPOINTS["xvlm"].load_official(tmp_path / "m.pth", heads=(2, 2))
     torch.save({**state, "itm_head.0.bias": torch.zeros(64, dtype=torch.long)}, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=r"itm_head.0.bias must hold floating-point weights, got torch.int64"):
-        load_official(tmp_path / "m.pth", heads=(2, 2))
+        CHECKPOINTS["xvlm"].load_official(tmp_path / "m.pth", heads=(2, 2))
 
 
 def test_a_blip_fine_tuned_for_vqa_with_unequal_widths(batch):
@@ -313,6 +313,6 @@ def test_a_blip_fine_tuned_for_vqa_with_unequal_widths(batch):
     narrow = {**small.config["vision"], "hidden_size": 16, "intermediate_size": 32}
     text = {**small.config["text"], "encoder_hidden_size": 16}
     config = {**small.config, "vision": narrow, "text": text, "trained_for": "vqa"}
-    model = build(config, small.tokenizer).eval()
+    model = build_model(config, small.tokenizer).eval()
     assert model.get_parameter("text_decoder.bert.encoder.layer.0.crossattention.self.key.weight").shape == (32, 32)
     assert model.pretraining_losses(batch, torch.Generator())["lm"].isfinite()

@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -12,18 +11,14 @@ from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file, save_file
 
 import vlprune
-from eval import get_task
+from eval import TASKS, get_task
 from vlprune.batch import Batch
-from vlprune.finetune.loop import kept_sparse
+from vlprune.config import ConfigError
+from vlprune.finetune.sparse import kept_sparse
+from vlprune.models import family_of, load_model, model_fingerprint, save_model
 from vlprune.models.generation import beam_search
-from vlprune.models.openclip_checkpoints import (
-    CONFIG,
-    WEIGHTS,
-    build_open_clip,
-    load_open_clip,
-    open_clip_digest,
-    save_open_clip,
-)
+from vlprune.models.openclip.adapter import OpenCLIP
+from vlprune.models.openclip.checkpoint import CONFIG, WEIGHTS, adapt, build_towers
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -70,7 +65,7 @@ def write_plain(root, name):
     model = kind(**config)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            # Biases begin at zero, some projections as the memory was, and a short text should matter.
+            # Biases begin at zero, some projections uninitialised, and a short text should matter.
             if parameter.ndim < 2 and key != "logit_scale":
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
             if key.endswith(("text_projection", "positional_embedding", "cls_emb")):
@@ -103,13 +98,20 @@ def plain_model(directory, **settings):
     return model, open_clip.get_tokenizer(f"local-dir:{directory}")
 
 
+def on_meta(name):
+    """A model of a named architecture, without weights."""
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        return adapt(build_towers(config), config, asdict(PreprocessCfg()))
+
+
 def batch(n=5, size=40):
     return Batch([noise_image(i, size) for i in range(n)], list(CAPTIONS[:n]))
 
 
 @torch.no_grad()
 def test_outputs_equal_those_of_open_clip(directory):
-    model, (plain, tokenizer) = load_open_clip(str(directory)), plain_model(directory)
+    model, (plain, tokenizer) = load_model(str(directory)), plain_model(directory)
     images = [noise_image(i) for i in range(3)]
     features, _ = model.embed_images(images)
     torch.testing.assert_close(features, plain.encode_image(model.pixels(images), normalize=True), **TOLERANCE)
@@ -121,7 +123,7 @@ def test_outputs_equal_those_of_open_clip(directory):
 
 @torch.no_grad()
 def test_unpacked_towers_take_the_masks_that_open_clip_passes(directory):
-    model, (plain, tokenizer) = load_open_clip(str(directory)), plain_model(directory, force_custom_text=True)
+    model, (plain, tokenizer) = load_model(str(directory)), plain_model(directory, force_custom_text=True)
     ids, pixels = tokenizer(TEXTS), model.pixels([noise_image(0)])
     torch.testing.assert_close(model.text(ids), plain.text(ids), **TOLERANCE)
     torch.testing.assert_close(model.visual(pixels), plain.visual(pixels), **TOLERANCE)
@@ -130,7 +132,7 @@ def test_unpacked_towers_take_the_masks_that_open_clip_passes(directory):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["coca", "coca-unpooled"])
 def test_decoder_equals_that_of_open_clip(directories, name):
-    model, (plain, tokenizer) = load_open_clip(str(directories[name])), plain_model(directories[name])
+    model, (plain, tokenizer) = load_model(str(directories[name])), plain_model(directories[name])
     images, texts = [noise_image(i) for i in range(len(TEXTS))], TEXTS
     wanted = plain(model.pixels(images), tokenizer(texts))
     loss = open_clip.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)
@@ -145,7 +147,7 @@ def test_decoder_equals_that_of_open_clip(directories, name):
 
 @torch.no_grad()
 def test_contrastive_loss_is_that_of_open_clip(directories):
-    model, (plain, tokenizer) = load_open_clip(str(directories["clip"])), plain_model(directories["clip"])
+    model, (plain, tokenizer) = load_model(str(directories["clip"])), plain_model(directories["clip"])
     pairs = batch()
     wanted = open_clip.ClipLoss()(*plain(model.pixels(pairs.images), tokenizer(pairs.texts)))
     generator = torch.Generator()
@@ -172,18 +174,18 @@ def test_contrastive_loss_is_that_of_open_clip(directories):
     ],
 )
 def test_prunable_counts(name, vision, text, fusion):
-    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": asdict(PreprocessCfg())}
-    with torch.device("meta"):
-        model = build_open_clip(config)
+    model = on_meta(name)
     found = {"vision": vision, "text": text, "fusion": fusion}
     for modality, (tensors, entries) in found.items():
         layers = [layer for layer in model.graph if layer.modality == modality]
         assert (len(layers), sum(layer.n_edges for layer in layers)) == (tensors, entries), modality
-    assert model.tasks == (("retrieval", "captioning") if fusion[0] else ("retrieval",))
+    can = {task for task in TASKS if model.can(get_task(task).needs)}
+    assert can == ({"retrieval", "captioning"} if fusion[0] else {"retrieval"})
+    assert model.lacks(get_task("vqa").needs) == ("rank_answers", "tokens_of", "vqa_loss")
 
 
 def test_every_linear_layer_outside_the_projections_is_in_the_graph(directory):
-    model = load_open_clip(str(directory))
+    model = load_model(str(directory))
     names = {layer.name for layer in model.graph}
     for name, module in model.named_modules():
         assert not isinstance(module, torch.nn.MultiheadAttention)
@@ -192,7 +194,7 @@ def test_every_linear_layer_outside_the_projections_is_in_the_graph(directory):
 
 
 def test_every_layer_is_reached_and_gets_a_gradient(directory):
-    model = load_open_clip(str(directory))
+    model = load_model(str(directory))
     found = vlprune.collect(model, [batch(), batch(3)], needs={"input_sq", "grad"})
     inputs = vlprune.collect(model, [batch(), batch(3)], needs={"input_sq"})
     for layer in model.graph:
@@ -206,7 +208,7 @@ def test_every_layer_is_reached_and_gets_a_gradient(directory):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["clip", "coca"])
 def test_padding_does_not_count(directories, name):
-    model, (plain, tokenizer) = load_open_clip(str(directories[name])), plain_model(directories[name])
+    model, (plain, tokenizer) = load_model(str(directories[name])), plain_model(directories[name])
     pairs = batch()
     found = vlprune.collect(model, [pairs], needs={"input_sq"})["text.transformer.resblocks.0.attn.k_proj"]
     tower = plain.text if name == "coca" else plain
@@ -222,7 +224,7 @@ def test_padding_does_not_count(directories, name):
 
 @torch.no_grad()
 def test_statistics_of_a_text_do_not_depend_on_longer_ones(directory):
-    model = load_open_clip(str(directory))
+    model = load_model(str(directory))
     pictures = [noise_image(0), noise_image(1)]
     together = vlprune.collect(model, [Batch(pictures, [CAPTIONS[2], TEXTS[-1]])], needs={"input_sq"})
     alone = [
@@ -262,13 +264,13 @@ assert not any(name.split(".")[0] in ("vlprune", "eval") for name in sys.modules
 def test_pruned_models_load_in_plain_open_clip_with_the_same_outputs_and_sparsity(directories, tmp_path):
     models = {}
     for name, directory in directories.items():
-        model = models[name] = load_open_clip(str(directory))
+        model = models[name] = load_model(str(directory))
         if name in ("clip", "coca"):
             model.resize_images(48)
         stats = vlprune.collect(model, [batch()], needs={"input_sq"})
         masks = vlprune.compute_masks(model, "multiflow", sparsity=0.75, stats=stats)
         vlprune.apply_masks(model, masks)
-        save_open_clip(model, tmp_path / name)
+        save_model(model, tmp_path / name)
         images = [noise_image(i, 80) for i in range(len(TEXTS))]
         inputs = {"pixels": model.pixels(images), "ids": model.tokenizer(TEXTS)}
         save_file(inputs, tmp_path / name / "inputs.safetensors")
@@ -290,14 +292,14 @@ def test_pruned_models_load_in_plain_open_clip_with_the_same_outputs_and_sparsit
         weights = load_file(tmp_path / name / WEIGHTS)
         zeros = sum(int((w == 0).sum()) for key, w in weights.items() if w.ndim > 1)
         assert abs(zeros - 0.75 * model.graph.n_edges) < 1, name
-        again = load_open_clip(str(tmp_path / name))
+        again = load_model(str(tmp_path / name))
         assert vlprune.masks.measure(again) == vlprune.masks.measure(model)
         for (key, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
             torch.testing.assert_close(a, b, atol=0, rtol=0, msg=key)
 
 
 def test_unpacking_and_packing_gives_the_file_back_bit_by_bit(directory, tmp_path):
-    save_open_clip(load_open_clip(str(directory)), tmp_path / "again")
+    save_model(load_model(str(directory)), tmp_path / "again")
     before, after = (load_file(path / WEIGHTS) for path in (directory, tmp_path / "again"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -309,7 +311,7 @@ def test_unpacking_and_packing_gives_the_file_back_bit_by_bit(directory, tmp_pat
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["clip", "coca"])
 def test_images_of_another_size_are_interpolated_as_in_open_clip(directories, name):
-    model, (plain, _) = load_open_clip(str(directories[name])), plain_model(directories[name], force_image_size=56)
+    model, (plain, _) = load_model(str(directories[name])), plain_model(directories[name], force_image_size=56)
     model.resize_images(56)
     images = [noise_image(0), noise_image(1)]
     assert model.pixels(images).shape[-1] == 56
@@ -320,7 +322,7 @@ def test_images_of_another_size_are_interpolated_as_in_open_clip(directories, na
 
 
 def test_a_resnet_keeps_its_size(directories):
-    model = load_open_clip(str(directories["resnet"]))
+    model = load_model(str(directories["resnet"]))
     model.resize_images(64)
     with pytest.raises(ValueError, match="takes images of 64 pixels only, got 96"):
         model.resize_images(96)
@@ -335,7 +337,7 @@ def test_pixels_equal_those_of_open_clip(directories, tmp_path, mode, interpolat
     stored["preprocess_cfg"] |= {"resize_mode": mode, "interpolation": interpolation}
     (root / CONFIG).write_text(json.dumps(stored))
     (root / WEIGHTS).symlink_to(directories["clip"] / WEIGHTS)
-    model = load_open_clip(str(root))
+    model = load_model(str(root))
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}")
     for width, height in ((50, 37), (37, 51), (101, 33), (32, 32), (20, 31), (35, 90)):
         picture = noise_image(width, 120).crop((0, 0, width, height))
@@ -344,15 +346,13 @@ def test_pixels_equal_those_of_open_clip(directories, tmp_path, mode, interpolat
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "coca_ViT-B-32"])
 def test_tokenizers_are_those_of_open_clip(name):
-    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": asdict(PreprocessCfg())}
-    with torch.device("meta"):
-        model = build_open_clip(config)
+    model = on_meta(name)
     assert torch.equal(model.tokenizer(TEXTS), open_clip.get_tokenizer(name)(TEXTS))
 
 
 @torch.no_grad()
 def test_captions_are_those_of_beam_search_without_cache(coca):
-    model, (plain, _) = load_open_clip(str(coca)), plain_model(coca)
+    model, (plain, _) = load_model(str(coca)), plain_model(coca)
     images = [noise_image(0), noise_image(1)]
     start, end = model.tokenizer.sot_token_id, model.tokenizer.eot_token_id
     for beams in (1, 3):
@@ -378,9 +378,10 @@ def test_captions_are_those_of_beam_search_without_cache(coca):
 
 @torch.no_grad()
 def test_retrieval_ranks_by_similarity(directory):
-    model = load_open_clip(str(directory))
+    model = load_model(str(directory))
     examples = [{"image": noise_image(i), "image_id": i, "captions": [f"{c} {i}" for c in CAPTIONS]} for i in range(3)]
-    predicted = get_task("retrieval").predict(model, examples, SimpleNamespace(k_test=12), None)
+    task = get_task("retrieval")
+    predicted = task.predict(model, examples, task.options(k_test=12), None)
     features = model.embed_images([example["image"] for example in examples])[0]
     texts = model.embed_texts([caption for example in examples for caption in example["captions"]])[0]
     best = (features @ texts.t()).argsort(1, descending=True)[:, :10].tolist()
@@ -390,7 +391,7 @@ def test_retrieval_ranks_by_similarity(directory):
 
 @pytest.mark.parametrize("name", ["clip", "coca", "resnet"])
 def test_a_pruned_model_learns_and_stays_pruned(directories, name):
-    model = load_open_clip(str(directories[name]))
+    model = load_model(str(directories[name]))
     masks = vlprune.compute_masks(model, "omp", sparsity=0.5)
     vlprune.apply_masks(model, masks)
     pairs, generator = batch(), torch.Generator()
@@ -400,7 +401,7 @@ def test_a_pruned_model_learns_and_stays_pruned(directories, name):
     with kept_sparse(model, optimizer, masks, model.layer_of):
         for _ in range(8):
             loss = model.retrieval_loss(pairs.images, pairs.texts, range(5), generator)
-            if "captioning" in model.tasks:
+            if model.can({"captioning_loss"}):
                 loss = loss + model.captioning_loss(pairs.images, pairs.texts)
             optimizer.zero_grad()
             loss.backward()
@@ -416,10 +417,10 @@ def test_a_checkpoint_file_of_a_named_architecture(tmp_path, monkeypatch, direct
     state = load_file(directories["clip"] / WEIGHTS)
     # As open_clip's training writes it.
     torch.save({"epoch": 1, "state_dict": {f"module.{k}": t for k, t in state.items()}}, tmp_path / "epoch_1.pt")
-    model = load_open_clip(f"open_clip:small-clip:{tmp_path / 'epoch_1.pt'}")
-    wanted = load_open_clip(f"open_clip:{directories['clip']}").state_dict()
+    model = load_model(f"open_clip:small-clip:{tmp_path / 'epoch_1.pt'}")
+    wanted = load_model(f"open_clip:{directories['clip']}").state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
-    save_open_clip(model, tmp_path / "saved")
+    save_model(model, tmp_path / "saved")
     weights = str(tmp_path / "saved" / WEIGHTS)
     plain, _, _ = open_clip.create_model_and_transforms("small-clip", pretrained=weights)
     assert torch.equal(plain.state_dict()["visual.proj"], state["visual.proj"])
@@ -428,23 +429,33 @@ def test_a_checkpoint_file_of_a_named_architecture(tmp_path, monkeypatch, direct
 def test_random_weights_are_said_and_always_the_same(monkeypatch, caplog):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small-coca", CONFIGS["coca"])
     torch.manual_seed(1)
-    first = load_open_clip("open_clip:small-coca")
+    first = load_model("open_clip:small-coca")
     assert "open_clip:small-coca names no weights: they are random" in caplog.text
-    second = load_open_clip("open_clip:small-coca")
+    second = load_model("open_clip:small-coca")
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
     assert all(tensor.isfinite().all() for tensor in first.state_dict().values())
-    assert open_clip_digest("open_clip:small-coca") == open_clip_digest("open_clip:small-coca")
+    assert model_fingerprint("open_clip:small-coca") == model_fingerprint("open_clip:small-coca")
 
 
-def test_the_digest_depends_on_weights_and_settings(directories, tmp_path):
-    one = open_clip_digest(str(directories["clip"]))
-    assert one != open_clip_digest(str(directories["coca"]))
-    model = load_open_clip(str(directories["clip"]))
-    save_open_clip(model, tmp_path / "a")
+def test_the_class_of_a_model_is_known_without_building_it(directory):
+    assert family_of(str(directory)) is type(load_model(str(directory)))
+    assert family_of("open_clip:ViT-B-32") is OpenCLIP
+
+
+def test_options_are_refused(directories):
+    with pytest.raises(ConfigError, match=r"model.options: unknown key 'prompt'"):
+        load_model(str(directories["clip"]), {"prompt": "a photo"})
+
+
+def test_the_fingerprint_depends_on_weights_and_settings(directories, tmp_path):
+    one = model_fingerprint(str(directories["clip"]))
+    assert one != model_fingerprint(str(directories["coca"]))
+    model = load_model(str(directories["clip"]))
+    save_model(model, tmp_path / "a")
     with torch.no_grad():
         model.visual.proj[0, 0] += 1
-    save_open_clip(model, tmp_path / "b")
-    assert open_clip_digest(str(tmp_path / "a")) != open_clip_digest(str(tmp_path / "b"))
+    save_model(model, tmp_path / "b")
+    assert model_fingerprint(str(tmp_path / "a")) != model_fingerprint(str(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
@@ -464,7 +475,7 @@ def test_the_digest_depends_on_weights_and_settings(directories, tmp_path):
 )
 def test_names_that_are_refused(name, error, message):
     with pytest.raises(error, match=message) as found:
-        load_open_clip(name)
+        load_model(name)
     assert "\n" not in str(found.value)
 
 
@@ -474,7 +485,7 @@ def test_weights_that_cannot_be_fetched_are_never_random(monkeypatch):
 
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
     with pytest.raises(FileNotFoundError, match=r"'openai'; give a file: open_clip:ViT-B-32:FILE \(no hub\)"):
-        load_open_clip("open_clip:ViT-B-32:openai")
+        load_model("open_clip:ViT-B-32:openai")
 
 
 def test_tags_say_their_activation_and_normalisation(monkeypatch, tmp_path, directories):
@@ -483,7 +494,7 @@ def test_tags_say_their_activation_and_normalisation(monkeypatch, tmp_path, dire
     monkeypatch.setattr(
         open_clip, "download_pretrained", lambda tag: fetched.append(tag) or directories["clip"] / WEIGHTS
     )
-    model = load_open_clip("open_clip:ViT-B-32:openai")
+    model = load_model("open_clip:ViT-B-32:openai")
     assert fetched[0]["quick_gelu"]
     assert model.config["model_cfg"]["quick_gelu"]
     assert model.image.mean == open_clip.OPENAI_DATASET_MEAN
@@ -494,7 +505,7 @@ def test_files_that_are_refused(directories, tmp_path, coca):
 
     def refused(name, message, error=ValueError):
         with pytest.raises(error, match=message) as found:
-            load_open_clip(str(tmp_path / name))
+            load_model(f"open_clip:{tmp_path / name}")
         assert "\n" not in str(found.value)
 
     (tmp_path / "m").mkdir()

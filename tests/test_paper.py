@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,12 @@ from rich.console import Console
 
 from eval import command, get_task
 from vlprune.config import CalibrationConfig
-from vlprune.models.checkpoints import build, save_directory
-from vlprune.pipeline import run
-from vlprune.store.keys import Contents
+from vlprune.models import build_model, save_model
 from vlprune.store.record import load_records
 from vlprune.sweep.__main__ import Options, sweep
-from vlprune.sweep.catalogue import catalogue
 from vlprune.sweep.preflight import preflight
 from vlprune.sweep.table import load_table
+from vlprune.sweep.worker import work
 
 PAPER = Path(__file__).parents[1] / "experiments" / "paper"
 THINGS = ("dog", "cat", "red bus", "bowl of soup", "man on a horse")
@@ -82,7 +79,7 @@ def model(request, tmp_path) -> Path:
     """A small model of a family whose patches are large, so that 384 pixels are few of them."""
     config = SMALL[request.param]
     own = {**small_model(request.param).config, "vision": {**config["vision"], "image_size": 128, "patch_size": 64}}
-    save_directory(build(own, small_model(request.param).tokenizer), tmp_path / request.param)
+    save_model(build_model(own, small_model(request.param).tokenizer), tmp_path / request.param)
     return tmp_path / request.param
 
 
@@ -100,10 +97,10 @@ def test_the_table_of_a_model_runs_on_a_few_samples(model, methods, data, tmp_pa
         results=tmp_path / "results",
     )
     console = Console(file=io.StringIO(), width=200)
-    code = sweep(options, catalogue(), run, preflight, console)
+    code = sweep(options, work, preflight, console)
     text = console.file.getvalue()
     assert code == 0, text
-    assert f"{model.name}-limit-8: 6 runs, 0 done" in text
+    assert f"{model.name}-limit-8-selection: 6 runs, 0 done" in text
     assert text.count("not scored: ") == 2
     records = load_records(tmp_path / "results")
     assert {(record.config.pruning.method, record.config.task.name) for record in records} == {
@@ -114,7 +111,7 @@ def test_the_table_of_a_model_runs_on_a_few_samples(model, methods, data, tmp_pa
         assert set(record.metrics) == (set() if task.name == "vqa" else set(get_task(task.name).metrics))
         assert record.sparsity == pytest.approx(record.config.pruning.sparsity, abs=1e-4)
         assert (task.image_size, record.config.finetuning.augment, task.limit) == (384, "paper", 8)
-    path = re.search(r"not scored: .* (\S*predictions.jsonl)", text)
+    path = re.search(r"not scored: .* (\S*predictions/\w+\.jsonl)", text)
     assert path is not None
     submission = tmp_path / "test.json"
     arguments = [path[1], str(data / "vqa" / "vqa_test.json"), "--evalai", str(submission)]
@@ -132,13 +129,28 @@ def test_the_table_of_a_model_runs_on_a_few_samples(model, methods, data, tmp_pa
     ],
 )
 def test_the_tables_have_the_settings_of_the_papers(name, lr, epochs, data):
-    known = replace(catalogue(), contents=lambda config: Contents("", 0, "", 0, 0, "", 0))
-    cells = load_table(PAPER / f"{name}.toml", known, data=str(data)).cells
+    cells = load_table(PAPER / f"{name}.toml", data=str(data)).cells
+    options = {
+        "itersnip": {"steps": 60, "step_batches": 50},
+        "chita++": {"steps": 60, "step_batches": 50},
+        "tamt": {"steps": 3000},
+    }
     assert len(cells) == 3 * 3 * (1 + 9 * 3)
     for cell in cells:
         task, finetuning = cell.config.task, cell.config.finetuning
         assert (finetuning.lr, finetuning.epochs) == (lr[task.name], epochs[task.name])
         assert finetuning.batch_size == (128 if task.name == "retrieval" else 256)
-        assert (task.image_size, task.num_beams, task.max_length, task.min_length) == (384, 3, 20, 5)
-        assert cell.config.calibration == CalibrationConfig(str(data / "calibration"), 3000, 64, 60, 50)
+        assert task.image_size == 384
+        assert (
+            dict(task.options)
+            == {
+                "retrieval": {"k_test": 256},
+                "captioning": {"max_length": 20},  # of 3 beams and at least 5 tokens, which are the defaults
+                "vqa": {"k_test": 128},
+            }[task.name]
+        )
+        pruning = cell.config.pruning
+        assert dict(pruning.options) == options.get(pruning.method, {})
+        if pruning.method in ("snip", "multiflow"):
+            assert cell.config.calibration == CalibrationConfig(str(data / "calibration"), 3000, 64)
         assert cell.config.seed in (0, 1, 6996)

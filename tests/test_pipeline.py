@@ -9,61 +9,109 @@ from conftest import small_model
 import eval
 import vlprune as vp
 from eval import get_task
-from vlprune import masking, pipeline
-from vlprune.config import CalibrationConfig, FinetuningConfig, PruningConfig, RunConfig, TaskConfig
-from vlprune.models.checkpoints import build, save_directory
+from vlprune.config import (
+    CalibrationConfig,
+    FinetuningConfig,
+    ModelConfig,
+    Options,
+    PruningConfig,
+    RunConfig,
+    TaskConfig,
+)
+from vlprune.execution import Execution, Interrupted
+from vlprune.models import build_model, save_model
+from vlprune.pipeline import chain, run
+from vlprune.stages import statistics, tuned
+from vlprune.stages.fingerprints import Fingerprints
+from vlprune.stages.stage import Bench, obtain
+from vlprune.store.artifacts import intact, read_note
+from vlprune.store.record import load_records
 
 
 @pytest.fixture
 def config(dataset, tmp_path):
     """A run of seconds on a small model in a directory and a small data set."""
     model = small_model("xvlm")
-    save_directory(model, tmp_path / "model")
+    save_model(model, tmp_path / "model")
     return RunConfig(
-        model=str(tmp_path / "model"),
-        calibration=CalibrationConfig(str(dataset), n_batches=2, batch_size=4, steps=2, step_batches=1),
+        model=ModelConfig(str(tmp_path / "model")),
+        calibration=CalibrationConfig(str(dataset), n_batches=2, batch_size=4),
         pruning=PruningConfig("omp", 0.75),
         finetuning=FinetuningConfig(steps=2, batch_size=4),
-        task=TaskConfig("retrieval", str(dataset), k_test=10),
+        task=TaskConfig("retrieval", str(dataset), options=Options(k_test=10)),
     )
 
 
+def pruned(config, method, sparsity=0.75):
+    few = {
+        "itersnip": {"steps": 2, "step_batches": 1},
+        "chita++": {"steps": 2, "step_batches": 1},
+        "tamt": {"steps": 2},
+    }
+    return replace(config, pruning=PruningConfig(method, sparsity, options=Options(few.get(method))))
+
+
+def of_task(config, name, **options):
+    return replace(config, task=replace(config.task, name=name, options=Options(options)))
+
+
+@pytest.fixture
+def execution(tmp_path):
+    return Execution(store=tmp_path / "results")
+
+
+def predictions(record, execution):
+    path = execution.store / "predictions" / f"{record.stages['predictions']}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.mark.parametrize("method", vp.PRUNERS)
-def test_every_method_prunes_exactly_through_the_whole_run(config, method, tmp_path):
-    outcome = pipeline.run(replace(config, pruning=PruningConfig(method, 0.75)), tmp_path / "cache")
+def test_every_method_prunes_exactly_through_the_whole_run(config, method, execution):
+    record = run(pruned(config, method), execution)
     n_edges = small_model("xvlm").graph.n_edges
-    assert outcome.sparsity == pytest.approx(round(0.75 * n_edges) / n_edges, abs=1e-12)
-    assert outcome.peak_memory > 2**20
-    assert set(outcome.seconds) == {"load", "prune", "finetune", "evaluate"}
+    assert record.sparsity == pytest.approx(round(0.75 * n_edges) / n_edges, abs=1e-12)
+    assert record.peak_memory > 2**20
+    assert {"masks", "tuned", "predictions", "record"} <= set(record.seconds)
+    assert set(record.stages) == {"masks", "tuned", "predictions", "settings"}
+    assert load_records(execution.store) == [record]
 
 
 @pytest.mark.parametrize("task", ["retrieval", "captioning", "vqa"])
-def test_every_task_scores_a_dense_run(config, task, tmp_path):
-    dense = replace(config, pruning=PruningConfig(), task=replace(config.task, name=task, max_length=8))
-    outcome = pipeline.run(dense, tmp_path / "cache")
-    assert outcome.sparsity == 0
-    assert all(0 <= value <= 1000 for value in outcome.metrics.values())
-    assert outcome.floors
-    assert outcome.predictions
+def test_every_task_scores_a_dense_run_without_a_store(config, task):
+    options = {"max_length": 8} if task == "captioning" else {}
+    record = run(of_task(replace(config, pruning=PruningConfig()), task, **options))
+    assert record.sparsity == 0
+    assert set(record.metrics) == set(get_task(task).metrics)
+    assert record.floors
+    assert set(record.stages) == {"tuned", "predictions", "settings"}
 
 
-def test_one_calibration_pass_serves_all_methods(config, tmp_path, monkeypatch):
-    passes = []
-    collect = masking.collect
-    monkeypatch.setattr(masking, "collect", lambda *a, **k: passes.append(a[2]) or collect(*a, **k))
-    needs = {"input_sq", "grad"}
-    for method in ("omp", "multiflow", "snip", "multiflow"):
+def test_a_statistic_is_measured_once_for_all_methods(config, execution, monkeypatch):
+    passes, collect = [], statistics.collect
+    monkeypatch.setattr(statistics, "collect", lambda *a, **k: passes.append(a[2]) or collect(*a, **k))
+    for method in ("omp", "multiflow", "snip", "multiflow", "wanda", "obd"):
         for sparsity in (0.63, 0.9):
-            pipeline.run(replace(config, pruning=PruningConfig(method, sparsity)), tmp_path / "cache", needs)
-    assert passes == [needs]
+            run(pruned(config, method, sparsity), execution)
+    assert passes == [{"input_sq"}, {"grad"}, {"grad_sq"}]
+
+
+def test_what_is_missing_is_measured_in_one_pass(config, execution, monkeypatch):
+    passes, collect = [], statistics.collect
+    monkeypatch.setattr(statistics, "collect", lambda *a, **k: passes.append(a[2]) or collect(*a, **k))
+    run(pruned(config, "multiflow"), execution)
+    chains = [chain(pruned(config, method), Fingerprints()) for method in ("multiflow", "snip", "obd", "snip")]
+    stages = [stage for own in chains for stage in own.statistics]
+    found = obtain(stages, Bench(execution))
+    assert passes == [{"input_sq"}, {"grad", "grad_sq"}]
+    assert [set(own[next(iter(own))]) for own in found] == [{"input_sq"}, {"grad"}, {"grad_sq"}, {"grad"}]
 
 
 def test_the_same_run_gives_the_same_numbers(config, tmp_path):
-    snip = replace(config, pruning=PruningConfig("snip", 0.5))
-    a, b = (pipeline.run(snip, tmp_path / name) for name in ("a", "b"))
-    assert a.metrics == b.metrics
-    assert a.predictions == b.predictions
-    assert a.layer_sparsity == b.layer_sparsity
+    ways = [Execution(store=tmp_path / name) for name in ("a", "b")]
+    a, b = (run(pruned(config, "snip", 0.5), way) for way in ways)
+    assert (a.metrics, a.layer_sparsity, a.stages) == (b.metrics, b.layer_sparsity, b.stages)
+    assert predictions(a, ways[0]) == predictions(b, ways[1])
+    assert run(pruned(config, "snip", 0.5)).metrics == a.metrics
 
 
 def test_the_public_lines_of_the_readme(dataset, caplog):
@@ -80,6 +128,16 @@ def test_the_public_lines_of_the_readme(dataset, caplog):
     (dataset / "answer_list.json").write_text(json.dumps(["maybe"]))
     vp.evaluate(model, task="vqa", data=str(dataset))
     assert "the answer list of 1 answers has only 0 % of the 120 training answers" in caplog.text
+    with pytest.raises(ValueError, match="options of captioning: unknown key 'beams'"):
+        vp.evaluate(model, task="captioning", data=str(dataset), options={"beams": 2})
+
+
+def test_evaluation_without_preparation_needs_no_training_examples(dataset):
+    path = dataset / "dataset_small.json"
+    images = json.loads(path.read_text())["images"]
+    path.write_text(json.dumps({"images": [image for image in images if image["split"] == "test"]}))
+    assert "tr_r1" in vp.evaluate(small_model("blip"), task="retrieval", data=str(dataset))
+    assert "cider" in vp.evaluate(small_model("blip"), task="captioning", data=str(dataset), options={"max_length": 6})
 
 
 def test_an_iterative_method_without_batches_says_so():
@@ -97,55 +155,118 @@ def test_a_failing_calibration_restores_the_weights(batch):
         return [batch]
 
     with pytest.raises(KeyboardInterrupt):
-        vp.compute_masks(model, "itersnip", 0.5, batches=batches, steps=2)
+        vp.compute_masks(model, "itersnip", 0.5, batches=batches, options={"steps": 2})
     assert all(torch.equal(model.weight(name), weight) for name, weight in before.items())
 
 
 @pytest.fixture
 def finetuned(monkeypatch):
     """(model, examples, losses) of every fine-tuning."""
-    found, own = [], pipeline.finetune
+    found, own = [], tuned.finetune
 
     def finetune(model, masks, layer_of, examples, *others, **more):
         found.append((model, examples, own(model, masks, layer_of, examples, *others, **more)))
         return found[-1][2]
 
-    monkeypatch.setattr(pipeline, "finetune", finetune)
+    monkeypatch.setattr(tuned, "finetune", finetune)
     return found
 
 
 @pytest.mark.parametrize("task", ["retrieval", "vqa"])
-def test_masks_from_the_cache_give_the_same_training(task, config, finetuned, tmp_path):
+def test_stored_masks_and_weights_give_the_same_numbers(task, config, finetuned, execution):
     """With dropout, random captions and augmentation."""
     model = small_model("xvlm")
     text = {**model.config["text"], "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-    save_directory(build({**model.config, "text": text}, model.tokenizer), Path(config.model))
+    save_model(build_model({**model.config, "text": text}, model.tokenizer), Path(config.model.name))
     own = replace(
-        config,
-        pruning=PruningConfig("snip", 0.5),
+        of_task(pruned(config, "snip", 0.5), task),
         finetuning=FinetuningConfig(epochs=1, batch_size=10, device_batch=6, augment="paper"),
-        task=replace(config.task, name=task, image_size=48),
     )
-    made, cached = (pipeline.run(own, tmp_path / "cache") for _ in range(2))
-    other = pipeline.run(replace(own, seed=1), tmp_path / "cache")
+    own = replace(own, task=replace(own.task, image_size=48))
+    keeping = replace(execution, keep_weights="all")
+    record, stages = run(own, keeping), chain(own, Fingerprints())
+    said = predictions(record, keeping)
+
+    def again(*kinds):
+        for stage in (getattr(stages, kind) for kind in (*kinds, "predictions", "record")):
+            stage.path(keeping.store).unlink()
+        other = run(own, keeping)
+        assert (other.metrics, other.layer_sparsity) == (record.metrics, record.layer_sparsity)
+        assert predictions(other, keeping) == said
+
+    again()  # from the stored weights
+    assert len(finetuned) == 1
+    again("tuned")  # from the stored masks
+    again("tuned", "masks")
+    other = run(replace(own, seed=1), keeping)
     losses = [losses for _, _, losses in finetuned]
-    assert losses[0] == losses[1] != losses[2]
-    assert (made.metrics, made.predictions) == (cached.metrics, cached.predictions)
-    assert made.layer_sparsity == cached.layer_sparsity != other.layer_sparsity
-    assert made.sparsity == pytest.approx(0.5, abs=1e-5)
-    assert [model.image.size for model, _, _ in finetuned] == [48] * 3
+    assert losses[0] == losses[1] == losses[2] != losses[3]
+    assert record.layer_sparsity != other.layer_sparsity
+    assert record.sparsity == pytest.approx(0.5, abs=1e-5)
+    assert [model.image.size for model, _, _ in finetuned] == [48] * 4
 
 
-def test_epochs_count_captions_and_steps_count_images(config, finetuned, tmp_path):
-    pipeline.run(config, tmp_path / "cache")
-    pipeline.run(replace(config, finetuning=FinetuningConfig(epochs=1, batch_size=30)), tmp_path / "cache")
-    questions = replace(config, task=replace(config.task, name="vqa"))
-    pipeline.run(replace(questions, finetuning=FinetuningConfig(epochs=1, batch_size=30)), tmp_path / "cache")
+@pytest.mark.parametrize("family", ["blip", "xvlm"])
+@pytest.mark.parametrize("method", ["dense", "omp", "chita"])
+def test_tuned_weights_come_back_bit_identical_and_sparse(family, method, config, execution):
+    save_model(small_model(family), Path(config.model.name))
+    own = of_task(replace(config, pruning=PruningConfig()) if method == "dense" else pruned(config, method, 0.9), "vqa")
+    stage, bench = chain(own, Fingerprints()).tuned, Bench(execution)
+    [fresh], [stored] = obtain([stage], bench), obtain([stage], bench)
+    assert fresh is not stored
+    a, b = fresh.model.state_dict(), stored.model.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not stored.model.training
+    prunable = fresh.model.graph.n_edges
+    rest = sum(p.numel() for p in fresh.model.parameters()) - prunable
+    if method != "dense":
+        kept = 4 * 0.1 * prunable + prunable / 8
+        assert stage.path(execution.store).stat().st_size < 1.3 * (kept + 4 * rest) + 40_000
+
+
+@pytest.mark.parametrize(("keep", "left"), [(None, False), ("all", True), ("none", False)])
+def test_weights_stay_as_long_as_they_are_asked_to(config, execution, finetuned, keep, left):
+    own = replace(execution, keep_weights=keep)
+    run(config, own)
+    stage = chain(config, Fingerprints()).tuned
+    assert intact(stage.path(own.store)) == left
+    assert read_note(stage.path(own.store)) is not None
+    # Another number of candidates: only kept weights spare the training.
+    other = replace(config, task=replace(config.task, options=Options(k_test=11)))
+    run(other, replace(execution, keep_weights=None))
+    assert len(finetuned) == (1 if left else 2)
+    assert intact(stage.path(own.store)) == left
+
+
+def test_another_metric_version_evaluates_without_training_or_predicting(config, execution, finetuned, monkeypatch):
+    record = run(config, execution)
+    task = get_task("retrieval")
+
+    def score(predictions, examples):
+        return {name: value + 1 for name, value in task.score(predictions, examples).items()}
+
+    def predict(*_):
+        raise AssertionError("predicted again")
+
+    monkeypatch.setitem(eval.TASKS, "retrieval", replace(task, score=score))
+    other = run(config, execution)
+    assert other.key != record.key
+    assert other.stages == record.stages | {"settings": other.stages["settings"]}
+    assert other.metrics == {name: value + 1 for name, value in record.metrics.items()}
+    assert len(finetuned) == 1
+
+
+def test_epochs_count_captions_and_steps_count_images(config, finetuned, execution):
+    run(config, execution)
+    run(replace(config, finetuning=FinetuningConfig(epochs=1, batch_size=30)), execution)
+    questions = of_task(config, "vqa")
+    run(replace(questions, finetuning=FinetuningConfig(epochs=1, batch_size=30)), execution)
     assert [len(examples) for _, examples, _ in finetuned] == [12, 12 * 5, 12]
     assert [len(losses) for _, _, losses in finetuned] == [2, 2, 1]
 
 
-def test_the_best_epoch_on_val_is_tested_once(config, tmp_path, monkeypatch):
+def test_the_best_epoch_on_val_is_tested_once(config, monkeypatch):
     task, predicted, states, scores = get_task("retrieval"), [], [], iter([1.0, 3.0, 2.0])
 
     def predict(model, examples, *others):
@@ -157,41 +278,74 @@ def test_the_best_epoch_on_val_is_tested_once(config, tmp_path, monkeypatch):
         return {**task.score(predictions, examples), **({"r_mean": next(scores)} if len(examples) == 4 else {})}
 
     monkeypatch.setitem(eval.TASKS, "retrieval", replace(task, predict=predict, score=score))
-    best = FinetuningConfig(epochs=3, batch_size=30, select="best")
-    outcome = pipeline.run(replace(config, finetuning=best), tmp_path / "cache")
+    record = run(replace(config, finetuning=FinetuningConfig(epochs=3, batch_size=30, select="best")))
     assert predicted == [4, 4, 4, 6]
     assert all(torch.equal(value, states[1][name]) for name, value in states[3].items())
     assert not all(torch.equal(value, states[2][name]) for name, value in states[3].items())
-    assert set(outcome.metrics) == set(task.metrics)
+    assert set(record.metrics) == set(task.metrics)
 
 
-def test_a_test_split_without_answers_is_predicted_and_not_scored(config, dataset, tmp_path):
+@pytest.mark.parametrize("task", ["retrieval", "captioning", "vqa"])
+def test_an_interrupted_run_goes_on_where_it_was(task, config, execution, finetuned, monkeypatch):
+    """Stopped after each step of training and each part of the evaluation."""
+    for name in ("retrieval", "captioning"):
+        monkeypatch.setattr(f"eval.{name}.BATCH", 4)
+    monkeypatch.setattr("eval.vqa.IMAGES", 4)
+    own = of_task(replace(config, finetuning=FinetuningConfig(steps=4, batch_size=4)), task)
+    whole = run(own, replace(execution, store=execution.store / "whole"))
+    stops = 0
+    while True:
+        asked = iter(range(2))
+        bench = Bench(execution, stopping=lambda asked=asked: next(asked, None) is None)
+        try:
+            [record] = obtain([chain(own, Fingerprints()).record], bench)
+            break
+        except Interrupted:
+            stops += 1
+            assert stops < 20
+    assert stops >= 2
+    assert record.metrics == whole.metrics
+    assert predictions(record, execution) == predictions(whole, replace(execution, store=execution.store / "whole"))
+    assert not list(execution.store.glob("cache/tuned/*.checkpoint*"))
+    assert not list(execution.store.glob("predictions/*.parts"))
+
+
+def test_a_test_split_without_answers_is_predicted_and_not_scored(config, dataset, execution):
     (dataset / "test_annotations.json").unlink()
-    outcome = pipeline.run(replace(config, task=replace(config.task, name="vqa")), tmp_path / "cache")
-    assert (outcome.metrics, outcome.floors) == ({}, {})
-    assert len(outcome.predictions) == 6
-    assert {prediction["answer"] for prediction in outcome.predictions} <= {"yes", "no"}
+    record = run(of_task(config, "vqa"), execution)
+    assert (record.metrics, record.floors) == ({}, {})
+    said = predictions(record, execution)
+    assert len(said) == 6
+    assert {prediction["answer"] for prediction in said} <= {"yes", "no"}
 
 
-def test_the_answer_list_of_the_data_is_ranked(config, dataset, tmp_path):
+def test_the_answer_list_of_the_data_is_ranked(config, dataset, execution):
     (dataset / "answer_list.json").write_text(json.dumps(["a dog", "no dog"]))
-    outcome = pipeline.run(replace(config, task=replace(config.task, name="vqa")), tmp_path / "cache")
-    assert {prediction["answer"] for prediction in outcome.predictions} <= {"a dog", "no dog"}
+    record = run(of_task(config, "vqa"), execution)
+    assert {prediction["answer"] for prediction in predictions(record, execution)} <= {"a dog", "no dog"}
 
 
-def test_several_splits_are_trained_on(config, finetuned, tmp_path):
-    several = replace(config, task=replace(config.task, name="vqa", train="train+val", test="val"))
-    outcome = pipeline.run(several, tmp_path / "cache")
+def test_several_splits_are_trained_on(config, finetuned, execution):
+    several = of_task(config, "vqa")
+    record = run(replace(several, task=replace(several.task, train="train+val", test="val")), execution)
     assert len(finetuned[0][1]) == 12 + 4
-    assert len(outcome.predictions) == 4
+    assert len(predictions(record, execution)) == 4
 
 
-def test_broken_images_are_left_out_where_that_is_asked_for(config, dataset, tmp_path):
+def test_broken_images_are_left_out_where_that_is_asked_for(config, dataset, execution):
     for name in ("0003.png", "0017.png"):  # of train and test
         (dataset / "images" / name).write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*png"):
-        pipeline.run(replace(config, pruning=PruningConfig("multiflow", 0.5)), tmp_path / "cache")
-    outcome = pipeline.run(
-        replace(config, pruning=PruningConfig("multiflow", 0.5)), tmp_path / "cache", skip_broken=True
-    )
-    assert len(outcome.predictions) == 5 + 5 * 5
+        run(pruned(config, "multiflow", 0.5), execution)
+    record = run(pruned(config, "multiflow", 0.5), replace(execution, skip_broken=True))
+    assert len(predictions(record, execution)) == 5 + 5 * 5
+    assert record.left_out == {"train": 1, "test": 1}
+
+
+def test_options_of_a_family_change_the_model_and_the_key(config, execution):
+    own = of_task(replace(config, pruning=PruningConfig()), "captioning", max_length=8)
+    prompted = replace(own, model=ModelConfig(config.model.name, Options(prompt="a dog ")))
+    a, b = run(own, execution), run(prompted, execution)
+    assert a.stages["tuned"] != b.stages["tuned"]
+    with pytest.raises(ValueError, match="unknown key 'promt'; did you mean 'prompt'"):
+        run(replace(own, model=ModelConfig(config.model.name, Options(promt="x"))), execution)

@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from vlprune.config import ConfigError
 from vlprune.masks import mask_hash, measure, sparsity
-from vlprune.models import load_model
-from vlprune.models.checkpoints import build, save_directory
-from vlprune.prune import Options, main, prune
+from vlprune.models import build_model, load_model, save_model
+from vlprune.prune import Arguments, main, prune
 from vlprune.store.masks import load_masks, load_provenance
 
 QUIET = Console(quiet=True)
@@ -23,19 +22,19 @@ QUIET = Console(quiet=True)
 @pytest.fixture(params=["blip", "xvlm"])
 def source(request, tmp_path, dataset):
     """(directory of a small model, directory of a small data set)."""
-    save_directory(small_model(request.param), tmp_path / "dense")
+    save_model(small_model(request.param), tmp_path / "dense")
     return str(tmp_path / "dense"), str(dataset)
 
 
 def options(source, out, **others):
     model, data = source
     given = {"method": "multiflow", "sparsity": "0.75", "calibration": data, "n_batches": 2, "batch_size": 4}
-    return Options(model=model, out=out, **{**given, **others})
+    return Arguments(model=model, out=out, **{**given, **others})
 
 
 def test_one_cell_is_a_directory_with_model_masks_and_card(source, tmp_path):
     out = tmp_path / "pruned"
-    stages = prune(options(source, out), QUIET)
+    steps = prune(options(source, out), QUIET)
     model, masks = load_model(str(out)), load_masks(out / "masks.safetensors")
     edges = model.graph.n_edges
     assert measure(model) >= sparsity(masks) == round(0.75 * edges) / edges
@@ -48,7 +47,7 @@ def test_one_cell_is_a_directory_with_model_masks_and_card(source, tmp_path):
     card = (out / "README.md").read_text()
     assert mask_hash(masks) in card
     assert "multiflow" in load_provenance(out / "masks.safetensors")["method"]
-    assert stages.rows[0][0] == "load the model"
+    assert steps.costs[0][0] == "load the model"
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -84,8 +83,8 @@ def test_a_card_names_only_classes_that_hold_the_model(tmp_path):
     narrow = {**small["vision"], "hidden_size": 16, "intermediate_size": 32}
     config = {**small, "vision": narrow, "text": {**small["text"], "encoder_hidden_size": 16}}
     for trained_for, said in (("pretraining", "# or BlipForConditionalGeneration\n"), ("vqa", "vlprune.load_model(")):
-        model = build({**config, "trained_for": trained_for}, small_model("blip").tokenizer)
-        save_directory(model, tmp_path / trained_for)
+        model = build_model({**config, "trained_for": trained_for}, small_model("blip").tokenizer)
+        save_model(model, tmp_path / trained_for)
         out = tmp_path / f"{trained_for}-pruned"
         prune(options((str(tmp_path / trained_for), ""), out, method="omp"), QUIET)
         card = (out / "README.md").read_text()
@@ -104,12 +103,14 @@ def test_masks_take_one_bit_an_edge(source, tmp_path):
 
 
 def test_several_cells_are_what_each_would_be_alone(source, tmp_path):
-    methods = {"omp": "omp", "snip": "snip", "chita++": "chita++"}
-    together = options(source, tmp_path / "all", method="omp,snip,chita++", sparsity="0.5,0.9", steps=2, step_batches=1)
+    methods, few = ("omp", "snip", "chita++"), ("steps=2", "step_batches=1")
+    together = options(source, tmp_path / "all", method="omp,snip,chita++", sparsity="0.5,0.9", options=few)
     prune(together, QUIET)
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == sorted(f"{m}-{s}" for m in methods for s in (50, 90))
     for method in methods:
-        alone = options(source, tmp_path / method, method=method, sparsity="0.9", steps=2, step_batches=1)
+        alone = options(
+            source, tmp_path / method, method=method, sparsity="0.9", options=few if method == "chita++" else ()
+        )
         prune(alone, QUIET)
         a = load_masks(tmp_path / "all" / f"{method}-90" / "masks.safetensors")
         b = load_masks(tmp_path / method / "masks.safetensors")
@@ -132,6 +133,10 @@ def test_wrong_options_are_refused_before_anything_is_written(source, tmp_path):
     refused("must name each at least one, and none twice", sparsity="0.5,0.5")
     refused("takes no pattern", method="chita", pattern="2:4", sparsity="0.5")
     refused("unknown data set", calibration="nowhere")
+    refused("unknown option 'lamb'; did you mean 'lam'", method="chita", options=("lamb=1",))
+    refused("unknown option 'lam'", options=("lam=1",))
+    refused("--options takes NAME=VALUE, got 'lam'", method="chita", options=("lam",))
+    refused("lam must be above 0, got -1", method="chita", options=("lam=-1",))
     out.mkdir()
     (out / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"--out must be a new or an empty directory"):
@@ -143,7 +148,7 @@ def test_a_full_disk_leaves_nothing_half_written(source, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlprune.models.checkpoints.save_file", full)
+    monkeypatch.setattr("vlprune.models.directory.save_file", full)
     with pytest.raises(OSError, match="No space left on device"):
         prune(options(source, tmp_path / "pruned"), QUIET)
     assert sorted(p.name for p in tmp_path.iterdir() if "pruned" in p.name) == []
@@ -166,7 +171,7 @@ def test_a_full_disk_is_one_line_too_where_safetensors_meets_it(tmp_path, monkey
     def full(*_args, **_kwargs):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("vlprune.masks.save_file", full)
+    monkeypatch.setattr("vlprune.store.masks.save_file", full)
     arguments = ["prune", "--model", "tiny-xvlm", "--method", "omp", "--sparsity", "0.5", "--out", str(tmp_path / "x")]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as exit:

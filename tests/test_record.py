@@ -7,10 +7,10 @@ import platform
 import pytest
 
 from vlprune.config import PruningConfig, RunConfig
-from vlprune.store.keys import Contents
-from vlprune.store.record import Record, load_records, read_record, run_directory, write_error, write_record
-
-PREDICTIONS = [{"image_id": 1, "caption": "a blå circle"}, {"image_id": 2, "caption": "b"}]
+from vlprune.store.artifacts import Note, written
+from vlprune.store.atomic import write_text
+from vlprune.store.manifest import Manifest, Place, read_manifest, write_manifest
+from vlprune.store.record import RECORD, Record, load_records, read_record, record_text, run_directory
 
 
 def record(key="abc", **changes):
@@ -21,39 +21,60 @@ def record(key="abc", **changes):
         "floors": {"chance": {"tr_r1": 0.3}},
         "sparsity": 0.75,
         "layer_sparsity": {"a": 0.75},
-        "seconds": {"finetune": 1.5},
+        "seconds": {"tuned": 1.5},
         "peak_memory": 123,
+        "left_out": {},
         "versions": {"torch": "2"},
-        "contents": Contents("m", 1, "c", 1, 1, "t", 1),
+        "stages": {"masks": "m", "tuned": "t", "predictions": "p", "settings": "s"},
     }
     return Record(**(values | changes))
 
 
+def write(directory, own):
+    with written(directory / RECORD, Note()) as half:
+        half.write_text(record_text(own))
+
+
 def test_a_record_comes_back_as_it_was(tmp_path):
     directory = run_directory(tmp_path, "abc")
-    write_error(directory, "RuntimeError: earlier")
-    write_record(directory, record(), PREDICTIONS)
+    write(directory, record())
     assert read_record(directory) == record()
     assert load_records(tmp_path) == [record()]
-    assert sorted(path.name for path in directory.iterdir()) == ["predictions.jsonl", "record.json"]
-    lines = (directory / "predictions.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == PREDICTIONS
+    assert sorted(path.name for path in directory.iterdir()) == ["record.json", "record.json.note"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"config": {}}', '{"config": {"sed": 1}}'])
 def test_a_damaged_record_counts_as_not_done(tmp_path, caplog, text):
     directory = run_directory(tmp_path, "abc")
-    write_record(directory, record(), [])
-    (directory / "record.json").write_text(text)
-    with caplog.at_level(logging.WARNING):
+    write(directory, record())
+    for note in (True, False):
+        if note:
+            (directory / RECORD).write_text(text)
+        else:
+            with written(directory / RECORD, Note()) as half:
+                half.write_text(text)
+        with caplog.at_level(logging.WARNING):
+            assert read_record(directory) is None
+        assert str(directory / RECORD) in caplog.text
+        assert load_records(tmp_path) == []
+
+
+def test_no_flipped_bit_of_a_record_is_accepted(tmp_path):
+    directory = run_directory(tmp_path, "abc")
+    write(directory, record())
+    whole = (directory / RECORD).read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (directory / RECORD).write_bytes(flipped)
         assert read_record(directory) is None
-    assert str(directory / "record.json") in caplog.text
-    assert load_records(tmp_path) == []
+    (directory / RECORD).write_bytes(whole)
+    assert read_record(directory) == record()
 
 
 def test_a_record_under_another_key_is_no_record(tmp_path, caplog):
     directory = run_directory(tmp_path, "abd")
-    write_record(directory, record("abc"), [])
+    write(directory, record("abc"))
     assert read_record(directory) is None
     assert "record of run abc" in caplog.text
 
@@ -64,29 +85,42 @@ def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
 
     directory = run_directory(tmp_path, "abc")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device while writing: '.*predictions.jsonl'"):
-        write_record(directory, record(), PREDICTIONS)
+    with pytest.raises(OSError, match=r"No space left on device while writing: '.*record.json"):
+        write(directory, record())
     assert list(directory.iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    directory = run_directory(tmp_path, "abc")
+    directory = tmp_path / "abc"
     directory.mkdir(parents=True)
-    host, kept = platform.node(), f".record.json.other-{platform.node()}.999999999.tmp"
+    host, kept = platform.node(), f".x.json.other-{platform.node()}.999999999.tmp"
     end = f"{host}.999999999.tmp"
-    for name in (f".record.json.{end}", f"..record.json.{end}.{end}", kept, f".record.json.{host}.{os.getppid()}.tmp"):
+    for name in (f".x.json.{end}", f"..x.json.{end}.{end}", kept, f".x.json.{host}.{os.getppid()}.tmp"):
         (directory / name).write_text("{")
-    write_record(directory, record(), [])
-    left = [f".record.json.{host}.{os.getppid()}.tmp", kept, "predictions.jsonl", "record.json"]
+    write_text(directory / "x.json", "{}")
+    left = [f".x.json.{host}.{os.getppid()}.tmp", kept, "x.json"]
     assert sorted(path.name for path in directory.iterdir()) == sorted(left)
 
 
-def test_a_metric_that_is_no_number_is_refused(tmp_path):
+def test_a_metric_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match=r"not finite: \{'tr_r1': nan\}"):
-        write_record(run_directory(tmp_path, "abc"), record(metrics={"tr_r1": float("nan"), "x": 1.0}), [])
-    assert not run_directory(tmp_path, "abc").exists()
+        record_text(record(metrics={"tr_r1": float("nan"), "x": 1.0}))
 
 
 def test_a_missing_results_directory_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results directory"):
         load_records(tmp_path / "none")
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path):
+    cells = (Place("m", "omp", "", 0.75, "vqa", 0, "abc"), Place("m", "dense", "lr=0.1", 0.0, "vqa", 0, "abd"))
+    manifest = Manifest("t", {"vqa": "accuracy"}, {"chita": {"lam": "0.01"}}, cells)
+    path = write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path, "t") == manifest
+    assert manifest.variants == {"abc": "", "abd": "lr=0.1"}
+    with pytest.raises(ValueError, match=r"no sweep of table 'x' in .* There are: t$"):
+        read_manifest(tmp_path, "x")
+    for text in ("", "[]", "{}", json.dumps({"cells": [1]})):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"t\.json is no manifest"):
+            read_manifest(tmp_path, "t")

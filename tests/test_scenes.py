@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from vlprune.data import data_root, load_pairs, load_questions, scenes
+from vlprune.data import load_pairs, load_questions, scenes
+from vlprune.data.source import find_source
 
 
 def test_scenes_are_the_same_every_time_and_no_two_splits_share_one():
@@ -74,5 +75,5 @@ def test_leftovers_of_a_killed_generation_go(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "write", lambda root: (root / "made").touch())
     root = tmp_path / f"scenes-{scenes.VERSION}"
     (tmp_path / f"{root.name}.part-abc" / "images").mkdir(parents=True)
-    assert data_root("scenes") == root
+    assert find_source("scenes").root == root
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == [root]

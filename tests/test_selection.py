@@ -1,5 +1,6 @@
 """Exact selection against sorting everything."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlprune import selection
+from vlprune.masks import pack_bits
+from vlprune.pruners import PRUNERS
+from vlprune.pruners.chita import solve
 from vlprune.selection import (
     WITHIN,
     select,
@@ -258,3 +262,15 @@ def test_patterns_that_cannot_be_are_refused():
         select_pattern({"a": torch.ones(2, 8)}, 4, 4)
     with pytest.raises(ValueError, match="layer 'a': scores must be finite"):
         select_pattern({"a": torch.full((2, 8), torch.nan)}, 2, 4)
+
+
+def test_shapes_are_checked_while_the_tests_run():
+    """An entry of the wrong rank or type, which the code itself would take, fails in the tests."""
+    with pytest.raises(jaxtyping.TypeCheckError, match="magnitude_score"):
+        PRUNERS["omp"].score(torch.ones(3), {})
+    with pytest.raises(jaxtyping.TypeCheckError, match="solve"):
+        solve(torch.ones(3), torch.ones(2, 4), 1, torch.ones(3), 0.1, [0, 3])
+    with pytest.raises(jaxtyping.TypeCheckError, match="pack_bits"):
+        pack_bits(torch.ones(3))
+    with pytest.raises(jaxtyping.TypeCheckError, match="select"):
+        select({"a": torch.ones(2, 2, dtype=torch.int64)}, 0.5, "model")

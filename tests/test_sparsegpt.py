@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlprune.pruners import PRUNERS, prune_masks
+from vlprune.pruners import PRUNERS, prune_masks, search_masks
 from vlprune.pruners.layerwise import blocks, layer_counts
 from vlprune.pruners.sparsegpt import BLOCK, DAMPING
 
@@ -162,7 +162,7 @@ def test_every_block_is_measured_in_the_model_pruned_so_far():
         # Every measurement gives other inputs.
         return {name: {"input_outer": correlated(8, len(seen))} for name in layers}
 
-    masks = SPARSEGPT.search.run(SPARSEGPT, weights, measure, sparsity=0.7, steps=1, modality={}, seed=0)
+    masks = search_masks(SPARSEGPT, weights, measure, sparsity=0.7, modality={})
     assert seen == [
         (["see.0.q", "see.0.mlp.fc1"], set()),
         (["see.1.q"], {"see.0.q", "see.0.mlp.fc1"}),
@@ -181,7 +181,5 @@ def test_with_equal_statistics_layer_by_layer_is_all_at_once():
     weights = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     stats = {name: {"input_outer": correlated(8, i)} for i, name in enumerate(weights)}
     [at_once] = prune_masks(SPARSEGPT, weights, stats, sparsities=[0.63], modality={})
-    stepwise = SPARSEGPT.search.run(
-        SPARSEGPT, weights, lambda current, step, layers: stats, sparsity=0.63, steps=1, modality={}, seed=0
-    )
+    stepwise = search_masks(SPARSEGPT, weights, lambda current, step, layers: stats, sparsity=0.63, modality={})
     assert all(torch.equal(at_once.weights[name], stepwise.weights[name]) for name in weights)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import fake_pipeline
 import pytest
-from fake_pipeline import catalogue
 from rich.console import Console
 
 from vlprune.config import ConfigError
@@ -30,15 +29,15 @@ def table(tmp_path):
     return path
 
 
-def go(options, run=fake_pipeline.run, terminal=False, check=fake_pipeline.check, devices=()):
+def go(options, work=fake_pipeline.work, terminal=False, check=fake_pipeline.check, devices=()):
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
-    code = sweep(options, catalogue(), run, check, console, devices)
+    code = sweep(options, work, check, console, devices)
     return code, console.file.getvalue()
 
 
 def test_a_sweep_prints_rows_and_tables_and_a_second_one_runs_nothing(tmp_path, table):
     options = Options(table=table, results=tmp_path, jobs=2)
-    code, text = go(options, fake_pipeline.run_noted)
+    code, text = go(options, fake_pipeline.work_noted)
     assert code == 0
     assert "quick: 42 runs, 0 done" in text
     assert "[42/42] tiny-" in text
@@ -51,12 +50,13 @@ def test_a_sweep_prints_rows_and_tables_and_a_second_one_runs_nothing(tmp_path, 
     assert files == ["quick.csv", "quick.md", "quick_captioning.png", "quick_retrieval.png", "quick_vqa.png"]
     written = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
 
-    code, again = go(options, fake_pipeline.run_noted)
+    code, again = go(options, fake_pipeline.work_noted)
     assert code == 0
     assert "quick: 42 runs, 42 done" in again
     tables = re.compile(r"^tiny-blip *$.*", flags=re.MULTILINE | re.DOTALL)
     assert tables.findall(again) == tables.findall(text) != []
     assert all(len(path.read_text().splitlines()) == 1 for path in (tmp_path / "notes").iterdir())
+    assert not list((tmp_path / "runs").glob("*/error.txt"))
     assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == written
 
 
@@ -67,7 +67,7 @@ def test_a_sweep_publishes_variants_and_the_overlap_of_their_masks(tmp_path):
         entry.format('"omp", "chita++"', "") + entry.format('"chita++"', "calibration.alignment = 4\nseeds = [0, 1]")
     )
     options = Options(table=path, results=tmp_path, jobs=1)
-    code, text = go(options, fake_pipeline.run_masked)
+    code, text = go(options, fake_pipeline.work_masked)
     assert code == 0
     assert "] tiny-blip chita++@50% alignment=1 vqa seed 0, " in text
     assert re.search(r"^tiny-blip  chita\+\+ alignment=4 +50 % +\d+\.\d$", text, flags=re.MULTILINE)
@@ -88,7 +88,7 @@ def test_a_terminal_shows_a_bar(tmp_path, table):
 
 def test_a_failed_run_is_named_at_the_end_and_tried_again(tmp_path, table):
     options = Options(table=table, results=tmp_path, jobs=2, tasks="retrieval", models="tiny-blip")
-    code, text = go(options, fake_pipeline.run_broken)
+    code, text = go(options, fake_pipeline.work_broken)
     assert code == 1
     last = text.strip().splitlines()[-1]
     assert re.fullmatch(r"failed: tiny-blip lamp@90% retrieval seed 0: RuntimeError: no luck \(.*/error.txt\)", last)
@@ -100,10 +100,35 @@ def test_a_failed_run_is_named_at_the_end_and_tried_again(tmp_path, table):
     assert "failed:" not in text
 
 
-def test_every_run_measures_what_all_methods_of_the_table_need(tmp_path, table):
-    options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", sparsities="0.9")
-    go(dataclasses.replace(options, methods="omp,snip,multiflow"), fake_pipeline.run_noted)
-    assert {path.read_text().split()[3] for path in (tmp_path / "notes").iterdir()} == {"grad,input_sq"}
+def test_what_several_runs_share_is_made_once_before_them(tmp_path, table):
+    options = Options(
+        table=table, results=tmp_path, jobs=2, tasks="vqa,retrieval", models="tiny-blip", sparsities="0.9"
+    )
+    code, text = go(dataclasses.replace(options, methods="omp,snip,multiflow"), fake_pipeline.work_noted)
+    assert code == 0, text
+    notes = {path.name: path.read_text().split() for path in (tmp_path / "notes").iterdir()}
+    shared = {name: note[3] for name, note in notes.items() if note[3] != "record"}
+    assert shared == {
+        "tiny-blip_statistics_seed_0": "statistics",
+        "tiny-blip_omp_masks_at_90_%_seed_0": "masks",
+        "tiny-blip_snip_masks_at_90_%_seed_0": "masks",
+        "tiny-blip_multiflow_masks_at_90_%_seed_0": "masks",
+    }
+    assert all(len(note) == 4 for note in notes.values())
+
+
+def test_runs_whose_statistics_fail_fail_with_them_and_the_others_go_on(tmp_path, table):
+    options = Options(
+        table=table, results=tmp_path, jobs=1, tasks="vqa,retrieval", models="tiny-blip", sparsities="0.9"
+    )
+    code, text = go(dataclasses.replace(options, methods="omp,multiflow"), fake_pipeline.work_broken)
+    assert code == 1
+    assert "failed: tiny-blip statistics seed 0: RuntimeError: no statistics" in text
+    last = text.strip().splitlines()[-2:]
+    assert all(
+        "multiflow@90%" in line and "its statistics failed: RuntimeError: no statistics" in line for line in last
+    )
+    assert len(load_records(tmp_path)) == 4
 
 
 def test_what_runs_is_looked_at_once_before_anything_runs(tmp_path, table):
@@ -125,7 +150,7 @@ def test_what_runs_is_looked_at_once_before_anything_runs(tmp_path, table):
 
 def test_there_are_as_many_workers_as_devices(tmp_path, table):
     options = Options(table=table, results=tmp_path, tasks="vqa", methods="omp")
-    go(options, fake_pipeline.run_noted, devices=("4", "6", "8"))
+    go(options, fake_pipeline.work_noted, devices=("4", "6", "8"))
     notes = [path.read_text().split() for path in (tmp_path / "notes").iterdir()]
     assert len({note[0] for note in notes}) == len({note[2] for note in notes}) == 3
 
@@ -139,25 +164,25 @@ def test_an_error_ends_the_command_with_2(tmp_path, table, monkeypatch, capsys):
         main()
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: cannot load model {str(tmp_path)!r}: ")
+    assert error.startswith(f"error: quick.toml: [[grid]] 1: {tmp_path / 'config.json'} ")
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
 
 
 def test_runs_may_have_processes_of_their_own(tmp_path, table):
     options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", methods="dense")
-    code, text = go(options, fake_pipeline.run_with_child)
+    code, text = go(options, fake_pipeline.work_with_child)
     assert code == 0, text
 
 
 def test_a_dry_run_runs_nothing(tmp_path, table):
     options = Options(table=table, results=tmp_path, jobs=1, tasks="vqa", models="tiny-blip", sparsities="0.9")
     go(dataclasses.replace(options, methods="omp"))
-    code, text = go(dataclasses.replace(options, methods="omp,lamp", dry_run=True), run=None)
+    code, text = go(dataclasses.replace(options, methods="omp,lamp", dry_run=True), work=None)
     assert code == 0
     assert re.search(r"^done +tiny-blip omp@90% vqa seed 0$", text, flags=re.MULTILINE)
     assert re.search(r"^to run +tiny-blip lamp@90% vqa seed 0$", text, flags=re.MULTILINE)
-    assert text.endswith("quick: 3 runs, 2 done\n")
+    assert text.endswith("quick-selection: 3 runs, 2 done\n")
     assert len(load_records(tmp_path)) == 2
 
 
@@ -166,7 +191,7 @@ def test_a_limited_sweep_has_tables_of_its_own(tmp_path, table):
     go(options)
     code, text = go(dataclasses.replace(options, limit=6))
     assert code == 0
-    assert "quick-limit-6: 3 runs, 0 done" in text
+    assert "quick-limit-6-selection: 3 runs, 0 done" in text
     assert {record.config.task.limit for record in load_records(tmp_path)} == {None, 6}
     assert (tmp_path / "tables" / "quick-limit-6-selection.md").exists()
 
@@ -174,10 +199,10 @@ def test_a_limited_sweep_has_tables_of_its_own(tmp_path, table):
 @pytest.mark.parametrize("tasks", ["retrieval,vqa", "vqa"])
 def test_runs_without_a_score_are_named_with_their_predictions(tmp_path, table, tasks):
     options = Options(table=table, results=tmp_path, jobs=1, tasks=tasks, models="tiny-blip", methods="omp")
-    code, text = go(options, fake_pipeline.run_unscored)
+    code, text = go(options, fake_pipeline.work_unscored)
     assert code == 0
     assert re.search(r"tiny-blip +omp +90 % .* –$", text, flags=re.MULTILINE)
-    paths = re.findall(r"^not scored: tiny-blip .*vqa seed 0: (.*predictions.jsonl)$", text, flags=re.MULTILINE)
+    paths = re.findall(r"^not scored: tiny-blip .*vqa seed 0: (.*predictions/\w+.jsonl)$", text, flags=re.MULTILINE)
     assert len(paths) == 3
     assert all(Path(path).exists() for path in paths)
     assert ("quick-selection.md" in text) == (tasks != "vqa")
@@ -207,13 +232,13 @@ def test_images_that_were_left_out_are_listed_at_the_end(tmp_path, table):
 )
 def test_a_wrong_option_is_one_line_before_anything_runs(tmp_path, table, changes, message):
     with pytest.raises(ConfigError, match=message):
-        go(dataclasses.replace(Options(table=table, results=tmp_path), **changes), run=None)
+        go(dataclasses.replace(Options(table=table, results=tmp_path), **changes), work=None)
     assert not (tmp_path / "runs").exists()
 
 
 def test_data_must_be_a_directory(tmp_path, table):
     with pytest.raises(ConfigError, match="--data must be a directory, there is no 'nowhere'"):
-        go(Options(table=table, results=tmp_path, data=Path("nowhere")), run=None)
+        go(Options(table=table, results=tmp_path, data=Path("nowhere")), work=None)
 
 
 def test_a_damaged_record_is_run_again(tmp_path, table, caplog):
@@ -229,22 +254,92 @@ def test_a_damaged_record_is_run_again(tmp_path, table, caplog):
 
 
 def test_the_quickstart_is_found_in_the_clone_or_missed_clearly(tmp_path, monkeypatch):
-    import vlprune.sweep.catalogue
+    import vlprune.sweep.__main__ as module
 
     monkeypatch.chdir(tmp_path)
-    code, text = go(Options(results=tmp_path, dry_run=True), run=None)
+    code, text = go(Options(results=tmp_path, dry_run=True), work=None)
     assert code == 0
     assert "quickstart: 114 runs, 0 done" in text
-    monkeypatch.setattr(vlprune.sweep.catalogue, "__file__", str(tmp_path / "lib" / "vlprune" / "catalogue.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "lib" / "vlprune" / "sweep" / "__main__.py"))
     with pytest.raises(ConfigError, match=r"no experiments/quickstart.toml here; run this in a clone"):
-        go(Options(results=tmp_path, dry_run=True), run=None)
+        go(Options(results=tmp_path, dry_run=True), work=None)
 
 
-def test_a_report_reads_records_only(tmp_path, table):
+def test_settings_of_the_command_line_win_and_multiply(tmp_path, table):
+    few = {"tasks": "vqa", "models": "tiny-blip", "methods": "omp", "sparsities": "0.9"}
+    options = Options(table=table, results=tmp_path, jobs=1, **few, set=("finetuning.lr=1e-4,5e-4", "seed=0,1"))
+    code, text = go(options)
+    assert code == 0, text
+    assert "quick-selection-lr=1e-4,5e-4: 8 runs, 0 done" in text
+    assert re.search(r"^tiny-blip +omp lr=0.0001 +90 % +\d+\.\d$", text, flags=re.MULTILINE)
+    assert re.search(r"^tiny-blip +dense lr=0.0005 +\d+\.\d$", text, flags=re.MULTILINE)
+    configs = [record.config for record in load_records(tmp_path)]
+    assert {(config.finetuning.lr, config.seed) for config in configs} == {
+        (lr, s) for lr in (1e-4, 5e-4) for s in (0, 1)
+    }
+    name = "quick-selection-lr=1e-4,5e-4"
+    assert "omp lr=0.0005" in report(ReportOptions(table=name, results=tmp_path))
+    go(dataclasses.replace(options, set=("task.test=val",)))
+    assert any(record.config.task.test == "val" for record in load_records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("finetuning.lr",), "--set takes NAME=VALUE"),
+        (("finetuning.lrr=1",), "finetuning: unknown key 'lrr'; did you mean 'lr'"),
+        (("lr=1",), "unknown setting 'lr'"),
+        (("finetuning.lr=1", "finetuning.lr=2"), "--set finetuning.lr is given twice"),
+        (("finetuning.lr=a",), "finetuning.lr must be a valid number, got 'a'"),
+        (("pruning.sparsity=75",), "did you mean 0.75"),
+        (("pruning.options.lam=1",), "method 'random' has no option 'lam'"),
+        (("task.options.beams=1",), "unknown key 'beams'"),
+        (("seed=x",), "seed must be a valid integer, got 'x'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_anything_runs(tmp_path, table, texts, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        go(Options(table=table, results=tmp_path, set=texts), work=None)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_best_seed_of_each_row_keeps_its_weights(tmp_path, table):
+    few = {"tasks": "vqa", "models": "tiny-blip", "methods": "omp", "sparsities": "0.9", "seeds": "0,1,2"}
+    options = Options(table=table, results=tmp_path, jobs=1, **few, keep_weights="best")
+    go(options)
+    from vlprune.stages.fingerprints import Fingerprints
+    from vlprune.sweep.plan import plan
+    from vlprune.sweep.table import load_table
+
+    given = {"task.name": ["vqa"], "model.name": ["tiny-blip"], "pruning.method": ["omp"], "pruning.sparsity": [0.9]}
+    planned = plan(load_table(table, {**given, "seed": [0, 1, 2]}), Fingerprints())
+    for own in planned.chains:
+        own.tuned.path(tmp_path).parent.mkdir(parents=True, exist_ok=True)
+        own.tuned.path(tmp_path).touch()
+    go(options)
+    kept = [cell for cell, own in zip(planned.table.cells, planned.chains) if own.tuned.path(tmp_path).exists()]
+    records = planned.records(tmp_path)
+    best = max(
+        (cell for cell in records if cell.config.pruning.method == "omp"), key=lambda c: records[c].metrics["accuracy"]
+    )
+    assert [cell.config.pruning.method for cell in kept] == ["dense", "omp"]
+    assert best in kept
+
+
+def test_a_report_reads_the_results_directory_alone(tmp_path, table):
+    with pytest.raises(ConfigError, match="no sweep of table 'quick' in "):
+        report(ReportOptions(table="quick", results=tmp_path / "results"))
+    go(Options(table=table, results=tmp_path / "results", jobs=2))
+    (tmp_path / "results").rename(tmp_path / "elsewhere")
+    table.unlink()
+    options = ReportOptions(table="quick", results=tmp_path / "elsewhere")
+    text = report(options)
+    assert text in (tmp_path / "elsewhere" / "tables" / "quick.md").read_text()
+    assert report(dataclasses.replace(options, table="some/where/quick.toml")) == text
+    csv = report(dataclasses.replace(options, format="csv"))
+    assert csv == (tmp_path / "elsewhere" / "tables" / "quick.csv").read_text()
+    for path in (tmp_path / "elsewhere" / "runs").glob("*/record.json"):
+        path.unlink()
     with pytest.raises(ConfigError, match="none of the 42 runs of quick is done"):
-        report(ReportOptions(table=table, results=tmp_path), catalogue())
-    go(Options(table=table, results=tmp_path, jobs=2))
-    text = report(ReportOptions(table=table, results=tmp_path), catalogue())
-    assert text in (tmp_path / "tables" / "quick.md").read_text()
-    csv = report(ReportOptions(table=table, results=tmp_path, format="csv"), catalogue())
-    assert csv == (tmp_path / "tables" / "quick.csv").read_text()
+        report(options)

@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import pytest
-from fake_pipeline import catalogue
 
-from vlprune.config import ConfigError, PruningConfig, RunConfig, variant
-from vlprune.store.keys import run_key
-from vlprune.sweep.table import Selection, load_table
+from vlprune.config import CalibrationConfig, ConfigError, Options, PruningConfig, RunConfig, TaskConfig
+from vlprune.stages.fingerprints import Fingerprints
+from vlprune.sweep.plan import plan
+from vlprune.sweep.table import limited, load_table, parse_set
 
 TABLE = """
 [base.finetuning]
@@ -26,15 +24,22 @@ models = ["tiny-blip"]
 methods = ["chita++"]
 sparsities = [0.9]
 tasks = ["vqa"]
-calibration.steps = 7
+pruning.options.steps = 7
 """
 GRID = 'models = ["tiny-blip"]\nmethods = ["omp"]\nsparsities = [0.9]\ntasks = ["vqa"]\n'
 
 
-def load(tmp_path, text, selection=None, data=None):
+SNIP = GRID.replace("omp", "snip")  # a method that reads the calibration data
+
+
+def load(tmp_path, text, given=None, data=None):
     path = tmp_path / "t.toml"
     path.write_text(text)
-    return load_table(path, catalogue(), selection, data)
+    return load_table(path, given, data)
+
+
+def planned(table):
+    return plan(table, Fingerprints())
 
 
 def test_lists_multiply_and_the_dense_run_is_there_once(tmp_path):
@@ -43,7 +48,7 @@ def test_lists_multiply_and_the_dense_run_is_there_once(tmp_path):
     assert table.name == "t"
     assert len(places) == len(set(places)) == 2 * 2 * (1 + 2 * 2) + 1
     assert places.count(("tiny-blip", "dense", "", 0.0, "vqa", 0)) == 1
-    assert len({cell.key for cell in table.cells}) == len(places)
+    assert len(set(planned(table).keys)) == len(places)
 
 
 def test_settings_of_task_and_entry_win_over_base(tmp_path):
@@ -51,17 +56,19 @@ def test_settings_of_task_and_entry_win_over_base(tmp_path):
     retrieval = configs["tiny-xvlm", "omp", "", 0.63, "retrieval", 0]
     vqa = configs["tiny-xvlm", "omp", "", 0.63, "vqa", 0]
     assert (retrieval.finetuning.steps, retrieval.task.limit, retrieval.finetuning.lr) == (10, 5, 1.0)
-    assert (vqa.finetuning.steps, vqa.task.limit, vqa.calibration.steps) == (48, 6, 4)
-    assert configs["tiny-blip", "chita++", "steps=7", 0.9, "vqa", 0].calibration.steps == 7
+    assert (vqa.finetuning.steps, vqa.task.limit, dict(vqa.pruning.options)) == (48, 6, {})
+    assert configs["tiny-blip", "chita++", "steps=7", 0.9, "vqa", 0].pruning.options == {"steps": 7}
 
 
 def test_a_selection_replaces_axes(tmp_path):
-    cells = load(tmp_path, TABLE, Selection(methods=("omp", "chita++"), models=("tiny-blip",), seeds=(1, 2))).cells
+    cells = load(
+        tmp_path, TABLE, {"pruning.method": ["omp", "chita++"], "model.name": ["tiny-blip"], "seed": [1, 2]}
+    ).cells
     rows = {(cell.config.pruning.method, cell.config.pruning.sparsity) for cell in cells}
     assert rows == {("dense", 0.0), ("omp", 0.63), ("omp", 0.9), ("chita++", 0.9)}
     assert {cell.config.seed for cell in cells} == {1, 2}
-    assert {cell.config.model for cell in cells} == {"tiny-blip"}
-    new = load(tmp_path, TABLE, Selection(methods=("lamp",), models=("tiny-xvlm",))).cells
+    assert {cell.config.model.name for cell in cells} == {"tiny-blip"}
+    new = load(tmp_path, TABLE, {"pruning.method": ["lamp"], "model.name": ["tiny-xvlm"]}).cells
     assert {cell.config.pruning.method for cell in new} == {"dense", "lamp"}
 
 
@@ -71,13 +78,13 @@ def test_only_the_dense_model(tmp_path):
 
 
 def test_data_is_a_directory_for_the_task_and_for_calibration_if_none_is_named(tmp_path):
-    cell = load(tmp_path, "[[grid]]\n" + GRID, data=str(tmp_path)).cells[-1]
+    cell = load(tmp_path, "[[grid]]\n" + SNIP, data=str(tmp_path)).cells[-1]
     assert cell.config.calibration.data == cell.config.task.data == str(tmp_path)
-    text = "[base.calibration]\ndata = 'scenes'\n[[grid]]\n" + GRID
+    text = "[base.calibration]\ndata = 'scenes'\n[[grid]]\n" + SNIP
     cell = load(tmp_path, text, data=str(tmp_path)).cells[-1]
     assert (cell.config.calibration.data, cell.config.task.data) == ("scenes", str(tmp_path))
     with pytest.raises(ConfigError, match=r"grid\]\] 1: unknown data set '/no'. There are: scenes"):
-        load(tmp_path, "[[grid]]\n" + GRID, data="/no")
+        planned(load(tmp_path, "[[grid]]\n" + SNIP, data="/no"))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +93,7 @@ def test_data_is_a_directory_for_the_task_and_for_calibration_if_none_is_named(t
         ("[bas]\n", "unknown key 'bas'; did you mean 'base'"),
         ("[base]\nfinetune.steps = 3\n", "unknown key 'finetune'; did you mean 'finetuning'"),
         ("[base.finetuning]\nstep = 3\n", r"\[base\]: finetuning: unknown key 'step'; did you mean 'steps'"),
-        ("[base.finetuning]\nsteps = 'a'\n", "finetuning.steps must be int, got 'a'"),
+        ("[base.finetuning]\nsteps = 'a'\n", "finetuning.steps must be a valid integer, got 'a'"),
         ("[base.task]\nname = 'vqa'\n", "task.name is set by the list 'tasks'"),
         ("[task.vqq]\n", "unknown task 'vqq'; did you mean 'vqa'"),
         ("base = 3\n", "must be a table, got 3"),
@@ -96,16 +103,15 @@ def test_data_is_a_directory_for_the_task_and_for_calibration_if_none_is_named(t
         ("[[grid]]\nmodel = ['tiny-blip']\n", "unknown key 'model'; did you mean 'models'"),
         ("[[grid]]\n" + GRID.replace('["omp"]', '"omp"'), "methods must be a list"),
         ("[[grid]]\n" + GRID.replace("omp", "onp"), "unknown method 'onp'; did you mean 'omp'"),
-        ("[[grid]]\n" + GRID.replace("blip", "blib"), "unknown model 'tiny-blib'; did you mean 'tiny-blip'"),
         ("[[grid]]\n" + GRID.replace("vqa", "vqas"), "unknown task 'vqas'; did you mean 'vqa'"),
         ("[[grid]]\n" + GRID.replace("0.9", "90"), r"sparsity must be in \[0, 1\).*did you mean 0.9"),
         ("[[grid]]\n" + GRID.replace("0.9", "'a'"), "a sparsity must be a number"),
-        ("[[grid]]\nseeds = [-1]\n" + GRID, "a seed must be"),
-        (
-            "[[grid]]\n" + GRID.replace("tiny-blip", "org/name"),
-            "unknown model 'org/name'. There are: tiny-blip",
-        ),
-        ("[base.task]\nmax_length = 3\n[[grid]]\n" + GRID, "task.max_length must be at least min_length = 5, got 3"),
+        ("[[grid]]\nseeds = [-1]\n" + GRID, "seed must be at least 0, got -1"),
+        ("[base.task]\noptions.max_length = 3\n[[grid]]\n" + GRID, "task 'vqa': options: unknown key 'max_length'"),
+        ("[base.pruning]\noptions.lam = 3\n[[grid]]\n" + GRID, "method 'omp' has no option 'lam'"),
+        ("[method.onp]\n", "unknown method 'onp'; did you mean 'omp'"),
+        ("[method.omp]\npruning.option.lam = 1\n", "unknown key 'option'; did you mean 'options'"),
+        ("[[grid]]\nfinetuning.lr = []\n" + GRID, "nothing is left to run"),
         ("[[grid]]\n" + GRID + "[[grid]]\nfinetuning.steps = 9\n" + GRID, "finetuning.steps is 40 in one and 9 in the"),
     ],
 )
@@ -115,25 +121,30 @@ def test_a_wrong_table_is_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"grid\]\] 1: unknown model 'tiny-blib'; did you mean 'tiny-blip'"):
+        planned(load(tmp_path, "[[grid]]\n" + GRID.replace("blip", "blib")))
+
+
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no table '.*none.toml'"):
-        load_table(tmp_path / "none.toml", catalogue())
+        load_table(tmp_path / "none.toml")
 
 
 def test_ranges_hold_for_the_merged_settings_only(tmp_path):
-    text = "[base.task]\nmax_length = 50\n[task.vqa]\ntask.min_length = 35\n[[grid]]\n" + GRID
-    task = load(tmp_path, text).cells[-1].config.task
-    assert (task.min_length, task.max_length) == (35, 50)
+    grid = "[[grid]]\n" + GRID.replace("vqa", "captioning")
+    text = "[base.task]\noptions.max_length = 3\n[task.captioning]\ntask.options.min_length = 2\n" + grid
+    options = load(tmp_path, text).cells[-1].config.task.options
+    assert dict(options) == {"max_length": 3, "min_length": 2}
 
 
-def test_what_cannot_be_read_is_one_line(tmp_path):
-    def contents(config):
+def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    def fingerprint(name):
         raise OSError(13, "Permission denied", "weights.bin")
 
-    path = tmp_path / "t.toml"
-    path.write_text("[[grid]]\n" + GRID)
+    monkeypatch.setattr("vlprune.stages.fingerprints.model_fingerprint", fingerprint)
     with pytest.raises(ConfigError, match=r"grid\]\] 1: .* cannot be read: .*Permission denied: 'weights.bin'"):
-        load_table(path, replace(catalogue(), contents=contents))
+        planned(load(tmp_path, "[[grid]]\n" + GRID))
 
 
 def test_data_below_the_data_directory(tmp_path):
@@ -148,7 +159,7 @@ task.data = "{data}/coco"
 task.data = "{data}/vqa"
 [[grid]]
 models = ["tiny-blip"]
-methods = ["omp"]
+methods = ["snip"]
 sparsities = [0.9]
 tasks = ["retrieval", "vqa"]
 """
@@ -156,7 +167,7 @@ tasks = ["retrieval", "vqa"]
     places = {cell.config.task.name: (cell.config.task.data, cell.config.calibration.data) for cell in cells}
     web = str(tmp_path / "web")
     assert places == {"retrieval": (str(tmp_path / "coco"), web), "vqa": (str(tmp_path / "vqa"), web)}
-    with pytest.raises(ConfigError, match=r"calibration.data is '\{data\}/web': give the directory with --data DIR"):
+    with pytest.raises(ConfigError, match=r"task.data is '\{data\}/coco': give the directory with --data DIR"):
         load(tmp_path, text)
 
 
@@ -171,12 +182,29 @@ def test_a_directory_of_all_tasks_below_the_data_directory_stays_one(tmp_path):
 def test_a_limited_table_has_another_name_and_other_runs(tmp_path):
     path = tmp_path / "t.toml"
     path.write_text(TABLE)
-    whole, few = load_table(path, catalogue()), load_table(path, catalogue(), limit=4)
+    whole, few = load_table(path), load_table(path, limit=4)
     assert few.name == "t-limit-4"
-    assert {(cell.config.task.limit, cell.config.calibration.batch_size) for cell in few.cells} == {(4, 2)}
-    assert not {cell.key for cell in whole.cells} & {cell.key for cell in few.cells}
+    assert {cell.config.task.limit for cell in few.cells} == {4}
+    assert {c.config.calibration.batch_size for c in few.cells if c.config.pruning.method != "dense"} == {2}
+    assert not set(planned(whole).keys) & set(planned(few).keys)
     chita = next(cell for cell in few.cells if cell.config.pruning.method == "chita++")
-    assert (chita.config.calibration.steps, chita.config.calibration.step_batches) == (2, 1)
+    assert dict(chita.config.pruning.options) == {"steps": 2, "step_batches": 1}
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch_size", "n_batches", "steps", "step_batches"),
+    [(1, 2, 1, 1, 1), (4, 2, 2, 2, 1), (64, 32, 2, 2, 1), (1000, 32, 31, 31, 1), (10**6, 32, 3000, 60, 50)],
+)
+def test_a_limited_run_calibrates_on_about_as_many_pairs(limit, batch_size, n_batches, steps, step_batches):
+    options = Options(steps=60, step_batches=50)
+    whole = RunConfig(
+        calibration=CalibrationConfig(n_batches=3000), pruning=PruningConfig("itersnip", 0.5, None, options)
+    )
+    own = limited(whole, limit)
+    assert own.task.limit == limit
+    assert (own.calibration.batch_size, own.calibration.n_batches) == (batch_size, n_batches)
+    assert {"steps": 4, "step_batches": 4, **own.pruning.options} == {"steps": steps, "step_batches": step_batches}
+    assert limited(RunConfig(task=TaskConfig(limit=3)), limit).task.limit == min(3, limit)
 
 
 VARIANTS = """
@@ -192,7 +220,7 @@ methods = ["chita++"]
 sparsities = [0.5]
 tasks = ["vqa"]
 calibration.alignment = 4
-pruning.lam = 0.1
+pruning.options.lam = 0.1
 
 [[grid]]
 models = ["tiny-xvlm"]
@@ -204,47 +232,95 @@ pruning.pattern = "2:4"
 
 
 def test_a_method_may_be_there_in_several_variants_and_the_dense_run_once(tmp_path):
-    cells = load(tmp_path, VARIANTS).cells
-    assert [(cell.row[1], cell.row[2]) for cell in cells] == [
+    table = load(tmp_path, VARIANTS)
+    assert [(cell.row[1], cell.row[2]) for cell in table.cells] == [
         ("dense", ""),
         ("chita++", ""),
         ("omp", ""),
         ("chita++", "alignment=4 lam=0.1"),
         ("omp", "pattern=2:4"),
     ]
-    assert len({cell.key for cell in cells}) == 5
-    assert [str(cell) for cell in cells] == [
+    assert len(set(planned(table).keys)) == 5
+    assert [str(cell) for cell in table.cells] == [
         "tiny-xvlm dense vqa seed 0",
-        "tiny-xvlm chita++@50% alignment=1 vqa seed 0",
+        "tiny-xvlm chita++@50% alignment=1 lam=0.01 vqa seed 0",
         "tiny-xvlm omp@50% vqa seed 0",
         "tiny-xvlm chita++@50% alignment=4 lam=0.1 vqa seed 0",
         "tiny-xvlm omp@50% pattern=2:4 vqa seed 0",
     ]
 
 
-def test_one_variant_is_called_by_its_method(tmp_path):
-    cells = load(tmp_path, "[base.calibration]\nalignment = 4\n[base.pruning]\nlam = 3\n[[grid]]\n" + GRID).cells
-    assert cells[1].row == ("tiny-blip", "omp", "alignment=4 lam=3", 0.9)
-    assert [cell.label for cell in cells] == ["dense", "omp"]
+def test_a_list_in_an_entry_multiplies(tmp_path):
+    text = "[[grid]]\n" + GRID.replace("omp", "chita") + "pruning.options.lam = [1e-3, 0.01, 1]\n"
+    cells = load(tmp_path, text).cells
+    assert [cell.row[2] for cell in cells] == ["", "lam=0.001", "", "lam=1"]
+    assert [cell.label for cell in cells] == ["dense", "chita lam=0.001", "chita lam=0.01", "chita lam=1"]
+    text = "[[grid]]\n" + GRID + "finetuning.lr = [1e-4, 5e-4]\nfinetuning.betas = [0.9, 0.95]\n"
+    cells = load(tmp_path, text).cells
+    assert [cell.label for cell in cells] == ["dense lr=0.0001", "dense lr=0.0005", "omp lr=0.0001", "omp lr=0.0005"]
+    assert {cell.config.finetuning.betas for cell in cells} == {(0.9, 0.95)}
+    text = "[[grid]]\n" + GRID + "finetuning.betas = [[0.9, 0.95], [0.9, 0.999]]\n"
+    assert {cell.config.finetuning.betas for cell in load(tmp_path, text).cells} == {(0.9, 0.95), (0.9, 0.999)}
+
+
+def test_two_axes_of_one_last_name_stay_apart(tmp_path):
+    text = GRID.replace("omp", "snip") + "finetuning.batch_size = [8, 16]\ncalibration.batch_size = [4, 6]\n"
+    cells = load(tmp_path, "[[grid]]\n" + text).cells
+    assert len({cell.place for cell in cells}) == len(cells) == 2 + 4
+    assert len({cell.label for cell in cells}) == 6
+
+
+def test_settings_of_a_method_go_before_base_and_behind_the_entry(tmp_path):
+    text = """
+[method.chita]
+pruning.options.lam = 0.5
+[method."chita++"]
+pruning.options = {lam = 0.25, steps = 2}
+"""
+    grid = "[[grid]]\n" + GRID.replace('"omp"', '"omp", "chita", "chita++"')
+    found = {
+        cell.config.pruning.method: dict(cell.config.pruning.options) for cell in load(tmp_path, text + grid).cells
+    }
+    assert found == {"dense": {}, "omp": {}, "chita": {"lam": 0.5}, "chita++": {"lam": 0.25, "steps": 2}}
+    own = text + "[[grid]]\n" + GRID.replace("omp", "chita++") + "pruning.options.lam = 1\n"
+    assert dict(load(tmp_path, own).cells[-1].config.pruning.options) == {"lam": 1.0, "steps": 2}
+
+
+def test_settings_that_a_method_does_not_read_make_no_variant(tmp_path):
+    grid = "[[grid]]\n" + GRID.replace('"omp"', '"omp", "snip"')
+    cells = load(tmp_path, "[base.calibration]\nalignment = 4\nn_batches = 2\n" + grid).cells
+    assert [(cell.row[1], cell.row[2]) for cell in cells] == [
+        ("dense", ""),
+        ("omp", ""),
+        ("snip", "n_batches=2 alignment=4"),
+    ]
+    assert [cell.label for cell in cells] == ["dense", "omp", "snip"]
+    several = load(tmp_path, "[[grid]]\n" + GRID + "calibration.alignment = [1, 4]\n").cells
+    assert len(several) == 2
+
+
+def test_options_at_their_defaults_make_no_variant(tmp_path):
+    grid = GRID.replace("omp", "chita")
+    cells = load(tmp_path, "[[grid]]\n" + grid + "[[grid]]\n" + grid + "pruning.options.lam = 0.01\n").cells
+    assert len(cells) == 2
 
 
 def test_a_dense_run_is_the_same_one_under_every_calibration_and_pruning(tmp_path):
-    plain = load(tmp_path, "[[grid]]\n" + GRID).cells[0]
-    text = "calibration.alignment = 4\npruning = {pattern = '2:4', lam = 0.1}\n"
-    other = load(tmp_path, "[[grid]]\n" + GRID.replace("0.9", "0.5") + text).cells
-    assert other[0].key == plain.key
-    assert (variant(other[0].config), variant(other[1].config)) == ("", "alignment=4 pattern=2:4 lam=0.1")
-    config = RunConfig(pruning=PruningConfig(lam=0.1, pattern="2:4"))
-    assert run_key(config, plain.contents) == run_key(RunConfig(), plain.contents)
+    plain = planned(load(tmp_path, "[[grid]]\n" + GRID)).keys[0]
+    grid = GRID.replace("0.9", "0.5").replace("omp", "snip")
+    other = load(tmp_path, "[[grid]]\n" + grid + "calibration.alignment = 4\npruning.pattern = '2:4'\n")
+    assert planned(other).keys[0] == plain
+    assert [cell.row[2] for cell in other.cells] == ["", "alignment=4 pattern=2:4"]
 
 
 def test_calibration_data_counts_by_the_name_of_its_directory(tmp_path):
     (tmp_path / "my photos").mkdir()
+    grid = GRID.replace("omp", "snip")
     text = f"calibration.data = '{tmp_path / 'my photos'}/'\n"
-    cells = load(tmp_path, "[[grid]]\n" + GRID + "[[grid]]\n" + GRID + text).cells
+    cells = load(tmp_path, "[[grid]]\n" + grid + "[[grid]]\n" + grid + text).cells
     assert [str(cell) for cell in cells[1:]] == [
-        "tiny-blip omp@90% data=scenes vqa seed 0",
-        "tiny-blip omp@90% data=my photos vqa seed 0",
+        "tiny-blip snip@90% data=scenes vqa seed 0",
+        "tiny-blip snip@90% data=my photos vqa seed 0",
     ]
 
 
@@ -253,9 +329,20 @@ def test_settings_that_a_method_does_not_have_are_refused_with_the_entry(tmp_pat
         load(
             tmp_path,
             VARIANTS.replace(
-                '"omp"]\nsparsities = [0.5]\ntasks = ["vqa"]\npruning',
-                '"chita++"]\nsparsities = [0.5]\ntasks = ["vqa"]\npruning',
+                '"omp"]\nsparsities = [0.5]\ntasks = ["vqa"]\npruning.pattern',
+                '"chita++"]\nsparsities = [0.5]\ntasks = ["vqa"]\npruning.pattern',
             ),
         )
     with pytest.raises(ConfigError, match=r"the sparsity of pattern 1:4 must be 0\.75, got 0\.5"):
         load(tmp_path, VARIANTS.replace("2:4", "1:4"))
+
+
+def test_settings_of_the_command_line():
+    assert parse_set(["finetuning.lr=1e-4, 5e-4", "seed=0,1", "task.test=val", "model=a/b,c"]) == {
+        "finetuning.lr": [1e-4, 5e-4],
+        "seed": [0, 1],
+        "task.test": ["val"],
+        "model.name": ["a/b", "c"],
+    }
+    assert parse_set(["finetuning.betas=[0.9,0.95]"]) == {"finetuning.betas": [[0.9, 0.95]]}
+    assert parse_set(["pruning.method=omp,chita++"]) == {"pruning.method": ["omp", "chita++"]}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlprune.pruners import PRUNERS, prune_masks
+from vlprune.pruners import PRUNERS, get_pruner, prune_masks, search_masks
 from vlprune.pruners.tamt import first_variables
 
 TAMT = PRUNERS["tamt"]
@@ -16,7 +16,7 @@ def random_weights(seed=0):
 
 
 def search(weights, measure, sparsity, steps):
-    return TAMT.search.run(TAMT, weights, measure, sparsity=sparsity, steps=steps, modality={}, seed=0)
+    return search_masks(get_pruner("tamt", {"steps": steps}), weights, measure, sparsity=sparsity, modality={})
 
 
 def n_pruned(masks):

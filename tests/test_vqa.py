@@ -6,10 +6,10 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import SETTINGS, Oracle, make_examples
+from oracle import Oracle, make_examples
 
 from eval import vqa
-from eval.vqa import accuracy, answer_list, normalize
+from eval.vqa import VqaOptions, accuracy, answer_list, normalize
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vqa_accuracy.json").read_text())
 # The reference normalises people's answers by punctuation only: (answer, first ground truth): (theirs, ours).
@@ -88,14 +88,14 @@ def test_predict_encodes_an_image_once_and_keeps_the_order(monkeypatch):
     again = [example | {"question_id": example["question_id"] + 500} for example in examples[::-1]]
     model = Oracle()
     answers = answer_list(examples)
-    predictions = vqa.predict(model, examples + again, SETTINGS, answers)
+    predictions = vqa.predict(model, examples + again, VqaOptions(10), answers)
     assert model.images_embedded == 7
-    assert model.received["k"] == SETTINGS.k_test
+    assert model.received["k"] == 10
     assert [row["question_id"] for row in predictions] == [*range(1000, 1007), *range(1506, 1499, -1)]
     assert vqa.score(predictions, examples + again) == {"accuracy": 100.0}
     monkeypatch.setattr(Oracle, "rank_answers", lambda *_: torch.full((1, 2), torch.nan))
     with pytest.raises(ValueError, match="answers with NaN"):
-        vqa.predict(model, examples, SETTINGS, answers)
+        vqa.predict(model, examples, VqaOptions(10), answers)
 
 
 def test_predict_opens_a_picture_of_a_data_set_once():
@@ -115,9 +115,9 @@ def test_predict_opens_a_picture_of_a_data_set_once():
 
     answers = answer_list(examples)
     data = Dataset.from_list(rows).with_transform(open_images)
-    predictions = vqa.predict(Oracle(), data, SETTINGS, answers)
+    predictions = vqa.predict(Oracle(), data, VqaOptions(10), answers)
     assert opened == [100, 101, 102]
-    assert predictions == vqa.predict(Oracle(), list(data), SETTINGS, answers)
+    assert predictions == vqa.predict(Oracle(), list(data), VqaOptions(10), answers)
 
 
 def test_floors_by_hand():

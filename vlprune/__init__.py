@@ -7,10 +7,17 @@ from typing import Any
 
 _HOMES = {
     "vlprune.calibrate.collect": ("collect",),
-    "vlprune.config": ("CalibrationConfig", "FinetuningConfig", "PruningConfig", "RunConfig", "TaskConfig"),
+    "vlprune.config": (
+        "CalibrationConfig",
+        "FinetuningConfig",
+        "ModelConfig",
+        "PruningConfig",
+        "RunConfig",
+        "TaskConfig",
+    ),
+    "vlprune.execution": ("Execution",),
     "vlprune.data": ("calibration_batches", "load_pairs", "load_questions"),
     "vlprune.graph": ("BipartiteLayer", "LayerGraph"),
-    "vlprune.masking": ("compute_masks",),
     "vlprune.masks": ("Masks", "apply_masks", "overlap"),
     "vlprune.models": ("MODELS", "ModelAdapter", "load_model", "save_model"),
     "vlprune.models.official_masks": ("export_masks", "import_masks"),
@@ -19,6 +26,7 @@ _HOMES = {
     "vlprune.reports.frame": ("load_results",),
     "vlprune.reports.significance": ("compare",),
     "vlprune.selection": ("select",),
+    "vlprune.stages.masks": ("compute_masks",),
     "vlprune.store.masks": ("load_masks", "save_masks"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

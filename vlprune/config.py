@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import field, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 DENSE = "dense"
-SCHEDULES = ("linear", "cosine")
-AUGMENTATIONS = ("none", "paper")
-DECAYED = ("weights", "all")
-SELECTIONS = ("last", "best")
-PRECISIONS = ("fp32", "bf16")
-STEPS = 40  # of fine-tuning, where neither steps nor epochs are given
+STEPS = 40  # optimizer steps of fine-tuning, where neither steps nor epochs are given
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -28,239 +29,334 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{guess} There are: {', '.join(names) or 'none'}"
 
 
-def _require(holds: bool, what: str, wanted: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"{what} must be {wanted}, got {got!r}")
+# ---- validation ----
 
 
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """What the statistics are measured on.
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def validated(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose fields are checked against their types, by pydantic, without conversions.
+
+    Its constructor raises a ConfigError of one line. A whole number is a float, a list is a tuple; nothing else is
+    converted. A `__post_init__` may raise further ConfigErrors.
+    """
+    made: Any = pydantic_dataclass(
+        frozen=True, config=ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+    )(cls)
+    init = made.__init__
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(_sentence(error, made, "")) from error
+
+    made.__init__ = checked
+    return made
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A dataclass of `validated`, or one of pydantic's, from nested plain values; what is not given keeps its default.
+
+    Args:
+        cls: such as RunConfig, one of its parts, or the options of a method or a task.
+        values: {field: value}, a part being a mapping of its own; such as a TOML file or a record holds them.
+        where: the place that the values came from, with which an error begins.
+
+    Raises:
+        ConfigError: an unknown field, a value of another type, or one out of range.
+    """
+    return _build(cls, values, f"{where}: " if where else "", "")
+
+
+def _build(cls: type[T], values: Mapping[str, Any], prefix: str, path: str) -> T:
+    hints = get_type_hints(cls)
+    ready = {
+        name: _build(hints[name], value, prefix, f"{path}{name}.")
+        if is_dataclass(hints.get(name)) and isinstance(value, Mapping)
+        else _tuples(value)
+        for name, value in values.items()
+    }
+    try:
+        return cls(**ready)
+    except (ConfigError, ValidationError) as error:
+        fault = error.__cause__ if isinstance(error, ConfigError) else error
+        said = _sentence(fault, cls, path) if isinstance(fault, ValidationError) else str(error)
+        raise ConfigError(prefix + said) from None
+
+
+def check_field(cls: type, name: str, value: Any, where: str) -> None:
+    """Refuses a value that a field of a dataclass cannot have, whatever the other fields are.
+
+    Raises:
+        ConfigError: a value of another type or out of range; `where` names the place and the field.
+    """
+    try:
+        TypeAdapter(get_type_hints(cls, include_extras=True)[name]).validate_python(_tuples(value), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, cls, where)) from None
+
+
+def _tuples(values: Any) -> Any:
+    """The values with tuples for lists, which is what frozen dataclasses hold."""
+    if isinstance(values, Options):
+        return values
+    if isinstance(values, Mapping):
+        return {key: _tuples(value) for key, value in values.items()}
+    return tuple(map(_tuples, values)) if isinstance(values, list) else values
+
+
+def _sentence(error: ValidationError, cls: type, path: str) -> str:
+    """The first fault of a validation in one line: the field below `path`, what was wanted, what came."""
+    fault = error.errors(include_url=False)[0]
+    # An index into a tuple says less than the tuple itself.
+    names = [str(part) for part in fault["loc"] if isinstance(part, str) and not part.startswith("function-")]
+    place = path + ".".join(names)
+    if fault["type"] == "unexpected_keyword_argument":
+        return (
+            f"{path.removesuffix('.')}{': ' if path else ''}{unknown('key', names[-1], [f.name for f in fields(cls)])}"
+        )
+    if isinstance(raised := fault.get("ctx", {}).get("error"), ValueError):
+        return str(raised)
+    wanted = fault["msg"].removeprefix("Input should be ")
+    if fault["type"] in ("missing", "too_long"):
+        wanted = "a list of another length"
+    elif fault["type"] in ("dataclass_type", "is_instance_of"):
+        wanted = "a table"
+    for theirs, ours in (
+        ("greater than or equal to", "at least"),
+        ("less than or equal to", "at most"),
+        ("greater than", "above"),
+        ("less than", "below"),
+    ):
+        wanted = wanted.replace(theirs, ours)
+    return f"{place} must be {wanted}, got {fault['input']!r}"
+
+
+class Options(Mapping[str, Any]):
+    """Plain values by name, immutable and hashable: what a config holds of the options of a method, task or family.
+
+    Their names, types and ranges are those of the owner's dataclass, which `build` makes of them. Only what differs
+    from its defaults needs to be here.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
+        self._values = {key: _tuples(value) for key, value in sorted({**(values or {}), **more}.items())}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Options({self._values!r})"
+
+
+def _options(value: Any) -> Any:
+    return Options(value) if isinstance(value, Mapping) else value
+
+
+GivenOptions = Annotated[Options, BeforeValidator(_options)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@validated
+class NoOptions:
+    """The options of a method, task or family that has none."""
+
+
+# ---- the parts of a run ----
+
+
+@validated
+class ModelConfig:
+    """The pretrained model.
 
     Attributes:
-        data: name of an embedded data set, a directory, files of one, or an id of the hub.
-        n_batches: batches of the one-shot pass.
-        batch_size: image-text pairs a batch.
-        steps: pruning steps of the iterative methods (itersnip, chita++).
-        step_batches: fresh batches at each step of an iterative method.
-        alignment: weight of the ITC loss (image-text alignment) among the pretraining losses whose gradients are taken.
+        name: what `load_model` takes: an embedded model, a directory, a checkpoint file or an id of the hub.
+        options: settings of the model's family, such as `prompt` of BLIP and X-VLM.
+    """
+
+    name: str = "tiny-xvlm"
+    options: GivenOptions = field(default_factory=Options)
+
+
+@validated
+class CalibrationConfig:
+    """The data that statistics are measured on.
+
+    Attributes:
+        data: name of an embedded data set, a directory, annotation files, or an id of the hub.
+        n_batches: number of batches that the methods of one shot measure on.
+        batch_size: image-text pairs in a batch.
+        alignment: weight of the ITC loss (image-text alignment) in the sum of the pretraining losses that the gradient
+            methods differentiate.
     """
 
     data: str = "scenes"
-    n_batches: int = 8
-    batch_size: int = 32
-    steps: int = 4
-    step_batches: int = 4
-    alignment: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("n_batches", "batch_size", "steps", "step_batches"):
-            _require(getattr(self, name) >= 1, f"calibration.{name}", "at least 1", getattr(self, name))
-        _require(0 <= self.alignment < math.inf, "calibration.alignment", "finite and at least 0", self.alignment)
+    n_batches: AtLeastOne = 8
+    batch_size: AtLeastOne = 32
+    alignment: NotNegative = 1.0
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:
     """(N, M) of "N:M", keep N of every M consecutive inputs."""
     kept, _, of = pattern.partition(":")
-    if not (kept.isdigit() and of.isdigit() and 0 < int(kept) < int(of)):
+    if not (kept.isdecimal() and of.isdecimal() and 0 < int(kept) < int(of)):
         raise ConfigError(f"a pattern must be N:M with 0 < N < M, such as 2:4, got {pattern!r}")
     return int(kept), int(of)
 
 
-@dataclass(frozen=True)
+@validated
 class PruningConfig:
-    """How much is pruned, and by which method; method "dense" and sparsity 0 leave the model whole.
+    """The method and the sparsity; method "dense" with sparsity 0 leaves the model whole.
 
     Attributes:
         method: a key of PRUNERS, or "dense".
-        sparsity: pruned fraction, in [0, 1).
+        sparsity: pruned fraction of the prunable weights, in [0, 1).
         pattern: "N:M" keeps N of every M consecutive inputs of an output node (2:4, 4:8), for methods that score single
             weights; the sparsity must then be 1 - N / M. None: unstructured.
-        lam: ridge λ of chita and chita++; None: the method's default.
+        options: settings of the method, such as `lam` of chita.
     """
 
     method: str = DENSE
     sparsity: float = 0.0
     pattern: str | None = None
-    lam: float | None = None
+    options: GivenOptions = field(default_factory=Options)
 
     def __post_init__(self) -> None:
         percent = f" (did you mean {self.sparsity / 100:g}?)" if 1 <= self.sparsity < 100 else ""
         if not 0 <= self.sparsity < 1:
             raise ConfigError(f"sparsity must be in [0, 1), the pruned fraction, got {self.sparsity:g}{percent}")
-        _require(self.method != DENSE or self.sparsity == 0, "the sparsity of the dense model", "0", self.sparsity)
-        _require(self.lam is None or 0 < self.lam < math.inf, "pruning.lam", "finite and above 0", self.lam)
-        if self.pattern is not None and self.method != DENSE:
+        if self.method == DENSE and (self.sparsity or self.pattern or self.options):
+            raise ConfigError(f"the dense model has no sparsity, pattern or options, got {self}")
+        if self.pattern is not None:
             kept, of = parse_pattern(self.pattern)
-            wanted = 1 - kept / of
-            _require(self.sparsity == wanted, f"the sparsity of pattern {self.pattern}", f"{wanted:g}", self.sparsity)
+            if self.sparsity != 1 - kept / of:
+                raise ConfigError(
+                    f"the sparsity of pattern {self.pattern} must be {1 - kept / of:g}, got {self.sparsity:g}"
+                )
 
 
-@dataclass(frozen=True)
-class TaskConfig:
-    """What is fine-tuned for and evaluated.
-
-    Attributes:
-        name: a key of eval.TASKS.
-        data: name of an embedded data set, a directory, files of one, or an id of the hub.
-        train: split of `data` that is trained on, or several as in "train+val".
-        test: split that is evaluated. One without captions or answers is predicted and not scored.
-        limit: use only that many samples of each split (None: all).
-        image_size: side of the images in fine-tuning and evaluation (None: the model's own, which pruning always uses).
-        k_test: candidates that are re-ranked (retrieval by ITM, at least 10 for its recalls; VQA by sequence loss).
-        num_beams: beams of caption generation.
-        max_length: most tokens of a caption, prompt included.
-        min_length: fewest tokens of a caption, prompt included.
-    """
-
-    name: str = "retrieval"
-    data: str = "scenes"
-    train: str = "train"
-    test: str = "test"
-    limit: int | None = None
-    image_size: int | None = None
-    k_test: int = 16
-    num_beams: int = 3
-    max_length: int = 30
-    min_length: int = 5
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "image_size"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"task.{name}", "at least 1", value)
-        for name in ("k_test", "num_beams", "min_length"):
-            _require(getattr(self, name) >= 1, f"task.{name}", "at least 1", getattr(self, name))
-        _require(
-            self.max_length >= self.min_length,
-            "task.max_length",
-            f"at least min_length = {self.min_length}",
-            self.max_length,
-        )
-
-
-@dataclass(frozen=True)
+@validated
 class FinetuningConfig:
-    """Training under the mask: AdamW with a warm-up and a decay, per step.
+    """Training under the mask: AdamW, with a learning rate that rises and then decays step by step.
 
     Attributes:
-        steps: optimizer steps, each image with one of its captions; 0 evaluates the pruned model as it is. STEPS where
-            epochs are not given either.
-        epochs: instead of steps: times that every caption or question is seen.
-        batch_size: samples a step, over all processes.
-        device_batch: most samples a forward pass (None: all); the gradients of a step's passes are averaged. The
-            negatives of the contrastive and matching losses are those of a pass.
-        augment: "none", or "paper" for the random crops, flips and distortions of `vlprune.finetune.augment`.
+        steps: number of optimizer steps, each on `batch_size` images with one of their captions, or on as many
+            questions; 0 evaluates the pruned model as it is. Where epochs are not given either, 40.
+        epochs: number of times that every caption or question is seen; given instead of steps.
+        batch_size: examples in an optimizer step, over all processes.
+        device_batch: per-device batch size, the most examples in a forward pass (None: all of the step); gradients are
+            accumulated over the passes of a step. The negatives of the contrastive and matching losses are those of a
+            pass.
+        augment: "none", or "paper" for the random crops, flips and distortions of `finetune.augment`.
         lr: peak learning rate.
-        weight_decay: of what decayed says.
-        decayed: "weights" (none on biases and norms) or "all".
-        betas: of AdamW.
-        eps: of AdamW.
-        schedule: "linear" or "cosine" decay to zero.
-        warmup: fraction of the steps with a rising learning rate.
-        clip: largest norm of the gradient; 0: whatever it is.
-        select: "last", or "best" of the weights after every epoch, by the task's headline metric on the split "val".
-        precision: "fp32", or "bf16" for the forward passes of training.
+        weight_decay: AdamW's decoupled weight decay, applied to the parameters that `decayed` names.
+        decayed: "weights" (every parameter but biases and norms) or "all".
+        betas: AdamW's β1 and β2.
+        eps: AdamW's ε.
+        schedule: shape of the decay of the learning rate to zero, "linear" or "cosine".
+        warmup: fraction of the steps in which the learning rate rises.
+        clip: largest norm of the gradient of a step, to which larger ones are scaled down; 0: no clipping.
+        select: which weights are kept: "last", or "best" of those after each epoch, by the task's headline metric on
+            the split "val".
+        precision: number format of the forward passes of training, "fp32" or "bf16" (autocast).
     """
 
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int = 32
-    device_batch: int | None = None
-    augment: str = "none"
-    lr: float = 5e-4
-    weight_decay: float = 0.01
-    decayed: str = "weights"
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    schedule: str = "linear"
-    warmup: float = 0.1
-    clip: float = 1.0
-    select: str = "last"
-    precision: str = "fp32"
+    steps: Annotated[int, Field(ge=0)] | None = None
+    epochs: AtLeastOne | None = None
+    batch_size: AtLeastOne = 32
+    device_batch: AtLeastOne | None = None
+    augment: Literal["none", "paper"] = "none"
+    lr: Positive = 5e-4
+    weight_decay: NotNegative = 0.01
+    decayed: Literal["weights", "all"] = "weights"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    eps: Positive = 1e-8
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    clip: NotNegative = 1.0
+    select: Literal["last", "best"] = "last"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "steps", STEPS)
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(f"finetuning takes steps or epochs, got steps = {self.steps} and epochs = {self.epochs}")
-        _require(self.steps is None or self.steps >= 0, "finetuning.steps", "at least 0", self.steps)
-        for name in ("epochs", "batch_size", "device_batch"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"finetuning.{name}", "at least 1", value)
-        for name in ("lr", "eps"):
-            value = getattr(self, name)
-            _require(0 < value < math.inf, f"finetuning.{name}", "finite and above 0", value)
-        for name in ("weight_decay", "clip"):
-            value = getattr(self, name)
-            _require(0 <= value < math.inf, f"finetuning.{name}", "finite and at least 0", value)
-        _require(all(0 <= beta < 1 for beta in self.betas), "finetuning.betas", "in [0, 1)", self.betas)
-        _require(0 <= self.warmup <= 1, "finetuning.warmup", "in [0, 1]", self.warmup)
-        choices = {
-            "schedule": SCHEDULES,
-            "augment": AUGMENTATIONS,
-            "decayed": DECAYED,
-            "select": SELECTIONS,
-            "precision": PRECISIONS,
-        }
-        for name, known in choices.items():
-            value = getattr(self, name)
-            _require(value in known, f"finetuning.{name}", f"one of {', '.join(known)}", value)
         if self.select == "best" and self.epochs is None:
-            raise ConfigError("finetuning.select = 'best' is of the epochs: give finetuning.epochs, not steps")
+            raise ConfigError("finetuning.select = 'best' chooses among epochs: give finetuning.epochs, not steps")
 
 
-@dataclass(frozen=True)
+@validated
+class TaskConfig:
+    """The task that a model is fine-tuned for and evaluated on, with its data.
+
+    Attributes:
+        name: a key of eval.TASKS.
+        data: name of an embedded data set, a directory, annotation files, or an id of the hub.
+        train: split of `data` to train on, or several as in "train+val".
+        test: split to evaluate on. One without captions or answers is predicted and not scored.
+        limit: number of samples to use of each split (None: all).
+        image_size: side of the images in fine-tuning and evaluation, in pixels (None: the model's own, which pruning
+            always uses).
+        options: settings of the task, such as `num_beams` of captioning.
+    """
+
+    name: str = "retrieval"
+    data: str = "scenes"
+    train: str = "train"
+    test: str = "test"
+    limit: AtLeastOne | None = None
+    image_size: AtLeastOne | None = None
+    options: GivenOptions = field(default_factory=Options)
+
+
+@validated
 class RunConfig:
     """One run, in the order of its stages."""
 
-    model: str = "tiny-xvlm"
-    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     pruning: PruningConfig = field(default_factory=PruningConfig)
     finetuning: FinetuningConfig = field(default_factory=FinetuningConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
 
 
-def plain(value: object) -> str:
-    """A setting's value in words, exact: 4 for 4.0."""
-    return str(value).removesuffix(".0")
+PARTS: dict[str, type] = {
+    "model": ModelConfig,
+    "calibration": CalibrationConfig,
+    "pruning": PruningConfig,
+    "finetuning": FinetuningConfig,
+    "task": TaskConfig,
+}
 
 
-def variant(config: RunConfig) -> str:
-    """The settings of calibration and pruning that are not the defaults, as in "alignment=4 lam=0.1"; "" for none.
-
-    Method and sparsity do not count, and a dense run has none. Data counts by its name.
-    """
-    if config.pruning.method == DENSE:
-        return ""
-    found = []
-    for part in (config.calibration, config.pruning):
-        for f in fields(part):
-            value, default = getattr(part, f.name), f.default
-            if value != default and f.name not in ("method", "sparsity"):
-                text = plain(value).rstrip("/")
-                found.append(f"{f.name}={text.rpartition('/')[2]}")
-    return " ".join(found)
+def to_plain(value: Any) -> Any:
+    """Nested plain values, as JSON holds them, of a config or a part of one; `build` makes the config of them again."""
+    if is_dataclass(value):
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return list(map(to_plain, value)) if isinstance(value, tuple | list) else value
 
 
-def limited(config: RunConfig, limit: int) -> RunConfig:
-    """The same run on `limit` samples of each split, and calibration on no more than about as many pairs.
-
-    A batch of calibration has two pairs at least, as the losses need negatives, and at most half of them, so that there
-    are two batches; an iterative method takes a step less rather than a step without a batch.
-    """
-    task, calibration = config.task, config.calibration
-    batch_size = min(calibration.batch_size, max(2, limit // 2))
-    n_batches = max(1, limit // batch_size)
-    steps = min(calibration.steps, n_batches)
-    return replace(
-        config,
-        task=replace(task, limit=min(task.limit or limit, limit)),
-        calibration=replace(
-            calibration,
-            batch_size=batch_size,
-            n_batches=min(calibration.n_batches, n_batches),
-            steps=steps,
-            step_batches=min(calibration.step_batches, n_batches // steps),
-        ),
-    )
+def changed(config: Any) -> dict[str, Any]:
+    """{field: value} of the fields of a config's part that differ from their defaults, options apart."""
+    default = type(config)()
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(config)
+        if f.name != "options" and getattr(config, f.name) != getattr(default, f.name)
+    }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlprune.graph import LayerGraph
 
-SOME_ZEROS = 0.001  # share of zeros that no dense model has
+SOME_ZEROS = 0.001  # a dense model has fewer exact zeros than this fraction of its weights
 logger = logging.getLogger(__name__)
 
 
@@ -24,8 +24,9 @@ class Masks(dict[str, Tensor]):
     """{layer name: bool (out, in)}, True = kept.
 
     Attributes:
-        weights: {layer name: (out, in)}, the values of the surviving weights, of methods that move them; else None.
-        aliases: {layer name: names of other modules that shared its weight in the model that was pruned}.
+        weights: {layer name: (out, in)}, for a method that moves the surviving weights: their new values, and zeros
+            elsewhere; else None.
+        aliases: {layer name: names of the other modules that shared its weight in the pruned model}.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Masks(dict[str, Tensor]):
         self.aliases = {name: tuple(others) for name, others in (aliases or {}).items()}
 
     def apply(self, model: nn.Module) -> None:
-        """Changes a model from anywhere in place: pruned weights become zero, after moved ones are written.
+        """Changes any torch model in place: moved weights are written, then pruned ones become zero.
 
-        A weight is found by the name of its layer or by an alias, all of them where the model does not share them.
-        A part (first word of the names) that the model does not have at all, as a captioner has no text encoder, is
-        left out with a warning.
+        A weight is found under the name of its layer and under its aliases; where the model does not share it, under
+        each of them. A layer whose part (the first word of its name, such as `text_encoder`) the model does not have at
+        all is left out with a warning.
 
         Raises:
             ValueError: a layer that the model's part lacks, a weight of another shape, no layer found; nothing has
@@ -85,7 +86,7 @@ class Masks(dict[str, Tensor]):
 
 @runtime_checkable
 class Prunable(Protocol):
-    """What masks need of a model."""
+    """A model with prunable layers."""
 
     @property
     def graph(self) -> LayerGraph:
@@ -98,7 +99,7 @@ class Prunable(Protocol):
 
 
 def apply_masks(model: Prunable, masks: Masks) -> None:
-    """Changes the model in place: pruned weights become zero, and `masks.weights`, if any, are written first.
+    """Changes the model in place: `masks.weights`, if any, are written, then pruned weights become zero.
 
     Raises:
         ValueError: when the masks are not exactly those of the model's layers; nothing has changed then.
@@ -143,7 +144,11 @@ def overlap(a: Masks, b: Masks, modality: Mapping[str, str] | None = None) -> di
     Args:
         a: masks.
         b: masks of the same layers.
-        modality: {layer name: modality}, of `LayerGraph.modality`; then one value a modality and "all" come too.
+        modality: {layer name: modality}, such as `LayerGraph.modality`; with it comes one value for each modality and
+            one for "all".
+
+    Returns:
+        {layer name: overlap in [0, 1]}.
 
     Raises:
         ValueError: the masks are of different layers.
@@ -162,7 +167,7 @@ def overlap(a: Masks, b: Masks, modality: Mapping[str, str] | None = None) -> di
 
 
 def pack_bits(mask: Bool[Tensor, "*_"]) -> UInt8[Tensor, " bytes"]:
-    """One bit an entry in row-major order, first entry in the highest bit, the last byte filled with zeros."""
+    """The mask at one bit per entry, in row-major order: the first entry in the highest bit, zeros at the end."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 
@@ -173,7 +178,10 @@ def unpack_bits(packed: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool
 
 
 def mask_hash(masks: Masks) -> str:
-    """sha256 over names, shapes, bits and, where there are, aliases and moved weights; not over the order of layers."""
+    """SHA-256 of names, shapes, bits and, where there are any, aliases and moved weights.
+
+    The order of the layers does not count.
+    """
     digest = hashlib.sha256()
     for name in sorted(masks):
         digest.update(" ".join((name, *masks.aliases.get(name, ()), f"{tuple(masks[name].shape)}\n")).encode())

@@ -1,199 +1,120 @@
-"""One run: model, statistics, masks, fine-tuning, evaluation."""
+"""A run as its chain of stages: model → statistics → masks → fine-tuning → evaluation → record."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from accelerate.utils import set_seed
-from datasets import Dataset
 
-from eval import get_task
-from eval.base import Settings
-from vlprune import cost
-from vlprune.calibrate.rows import Rows
-from vlprune.config import DENSE, RunConfig, TaskConfig
-from vlprune.data import annotation_files, guards, load_answers, load_pairs, load_questions
-from vlprune.finetune.augment import PaperAugmentation
-from vlprune.finetune.loop import finetune
-from vlprune.finetune.sampler import Captions, Change, Example, unchanged
-from vlprune.masking import cached_masks
-from vlprune.masks import apply_masks, measure
-from vlprune.models import ModelAdapter, load_model
+from eval import TASKS, get_task
+from vlprune.calibrate.collect import Statistics
+from vlprune.config import DENSE, CalibrationConfig, PruningConfig, RunConfig, TaskConfig, build
+from vlprune.data import annotation_files, guards
+from vlprune.execution import Execution
+from vlprune.masks import Masks
+from vlprune.models import ModelAdapter
+from vlprune.stages.fingerprints import Fingerprints
+from vlprune.stages.masks import masks_stage
+from vlprune.stages.predictions import Predictions, predictions_stage
+from vlprune.stages.record import record_stage
+from vlprune.stages.stage import Bench, Stage, obtain
+from vlprune.stages.tuned import Tuned, columns, drop_temporary, examples, prepared, tuned_stage
+from vlprune.store.record import Record
 
 logger = logging.getLogger(__name__)
-EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
-REFERENCES = {"questions": "answers", "pairs": "captions"}  # what predictions are compared with
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run measured.
+class Chain:
+    """The stages of a run, each made from the one before; a dense run has neither statistics nor masks."""
 
-    Attributes:
-        metrics: {metric: value}, as the task names them; none where the test split has nothing to compare with.
-        floors: {floor: {metric: value}}, what a model that learned nothing gets.
-        predictions: one a sample.
-        sparsity: measured fraction of zeros among the prunable entries, after fine-tuning.
-        layer_sparsity: {layer name: measured fraction}.
-        seconds: {stage: seconds}.
-        peak_memory: bytes, of the process.
-    """
+    statistics: tuple[Stage[Statistics], ...]
+    masks: Stage[Masks] | None
+    tuned: Stage[Tuned]
+    predictions: Stage[Predictions]
+    record: Stage[Record]
 
-    metrics: dict[str, float]
-    floors: dict[str, dict[str, float]]
-    predictions: list[dict[str, Any]]
-    sparsity: float
-    layer_sparsity: dict[str, float]
-    seconds: dict[str, float]
-    peak_memory: int
+    def of_kind(self, kind: str) -> Sequence[Stage]:
+        """The stages of a kind: several statistics, one or no stage of masks, one of each other."""
+        found = getattr(self, kind)
+        return found if isinstance(found, tuple) else () if found is None else (found,)
 
 
-def run(
-    config: RunConfig,
-    cache: Path,
-    needs: Set[str] = frozenset(),
-    new_rows: Callable[[], Rows] = Rows,
-    *,
-    skip_broken: bool = False,
-    workers: int = 0,
-) -> Outcome:
-    """The whole method.
+def chain(config: RunConfig, known: Fingerprints) -> Chain:
+    """The stages of a run.
 
     Args:
-        config: what changes the numbers.
-        cache: directory of statistics and masks, shared by the runs of a sweep.
-        needs: statistics that other methods of the sweep want too, so that one calibration pass measures them all.
-        new_rows: makes a store of gradient rows, for the methods that need them.
-        skip_broken: leave out images that are missing or cannot be read.
-        workers: processes that read the training images.
+        config: of the run.
+        known: the fingerprints of what the names in the config stand for.
+
+    Raises:
+        ValueError: a name that is not known, a setting or an option that its owner does not have.
+        OSError: files that cannot be read.
     """
-    watch = _Stopwatch()
-    cost.reset_peak()
-    set_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with watch("load"):
-        model = load_model(config.model).to(device)
-        task = get_task(config.task.name)
-        splits = [config.task.train, config.task.test, *(["val"] if config.finetuning.select == "best" else [])]
-        train, test, *val = (examples(config.task, split, skip_broken=skip_broken) for split in splits)
-        prepared = _prepare(config.task, train)
-    with watch("prune"):
-        masks = None
-        if config.pruning.method != DENSE:
-            masks = cached_masks(config, model, cache, needs, new_rows, skip_broken=skip_broken)
-            apply_masks(model, masks)
-
-    def predict(data: Dataset) -> list[dict[str, Any]]:
-        with torch.inference_mode():
-            return task.predict(model, data, config.task, prepared)
-
-    def headline(data: Dataset) -> float:
-        return task.score(predict(data), _columns(data))[task.headline]
-
-    with watch("finetune"):
-        if config.task.image_size is not None:
-            model.resize_images(config.task.image_size)
-        # Fresh weights and dropout do not depend on whether the masks came from the cache.
-        set_seed(config.seed)
-        model.add_task_head(task.name)
-        finetune(
-            model,
-            masks or {},
-            model.layer_of,
-            _epoch(config, train),
-            task.loss,
-            config.finetuning,
-            config.seed,
-            change=_change(config, model),
-            score=partial(headline, *val) if val else None,
-            workers=workers,
-        )
-    with watch("evaluate"):
-        predictions, references = predict(test), _columns(test)
-        scored = any(row[REFERENCES[task.examples]] for row in references)
-        metrics = task.score(predictions, references) if scored else {}
-        floors = task.floors(_columns(train), references) if scored else {}
-    return Outcome(
-        metrics=metrics,
-        floors=floors,
-        predictions=predictions,
-        sparsity=measure(model),
-        layer_sparsity={layer.name: float((model.weight(layer.name) == 0).float().mean()) for layer in model.graph},
-        seconds=watch.seconds,
-        peak_memory=cost.peak(),
-    )
+    masks = None if config.pruning.method == DENSE else masks_stage(config, known)
+    tuned = tuned_stage(config, masks, known)
+    predictions = predictions_stage(config, tuned, known)
+    keys = {stage.kind: stage.key for stage in (masks, tuned, predictions) if stage is not None}
+    comparable = unpruned(config)
+    settings = predictions.key if config == comparable else chain(comparable, known).predictions.key
+    record = record_stage(config, predictions, known, stages={**keys, "settings": settings})
+    return Chain(masks.inputs if masks else (), masks, tuned, predictions, record)
 
 
-def examples(task: TaskConfig, split: str, *, skip_broken: bool = False) -> Dataset:
-    """The examples of a split, or of several as in "train+val", that a task wants."""
-    return EXAMPLES[get_task(task.name).examples](task.data, split, task.limit, skip_broken=skip_broken)
+def unpruned(config: RunConfig) -> RunConfig:
+    """The dense run, of the first seed, that stands for all runs which can be compared with this one."""
+    return replace(config, seed=0, calibration=CalibrationConfig(), pruning=PruningConfig())
 
 
-def _prepare(task: TaskConfig, train: Dataset) -> Any:
-    """What `predict` needs: of questions the answer list that the data comes with, else what the task makes."""
-    chosen = get_task(task.name)
-    listed = load_answers(task.data) if chosen.examples == "questions" else None
-    return chosen.prepare(_columns(train)) if listed is None else listed
+def run(config: RunConfig, execution: Execution | None = None) -> Record:
+    """The record of a run, all stages of which are made or taken from the store.
 
-
-def _epoch(config: RunConfig, train: Dataset) -> Sequence[Example]:
-    """The examples of an epoch; where epochs are counted, an image comes with each of its captions by itself."""
-    pairs = get_task(config.task.name).examples == "pairs"
-    whole = config.finetuning.epochs is not None
-    return cast(Sequence[Example], Captions(train) if pairs and whole else train)
-
-
-def _change(config: RunConfig, model: ModelAdapter) -> Change:
-    return unchanged if config.finetuning.augment == "none" else PaperAugmentation(model.image.size, config.seed)
+    Args:
+        config: everything that changes the numbers.
+        execution: how and where the stages are made; None: in memory, without a store.
+    """
+    bench = Bench(execution or Execution(store=None))
+    stages = chain(config, Fingerprints(skip_broken=bench.execution.skip_broken))
+    [record] = obtain([stages.record], bench)
+    if bench.execution.store is not None:
+        drop_temporary(stages.tuned, bench.execution.store)
+    return record
 
 
 def evaluate(
-    model: ModelAdapter, task: str, data: str, split: str = "test", settings: Settings | None = None
+    model: ModelAdapter,
+    task: str,
+    data: str,
+    split: str = "test",
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """{metric: value} of the model as it is, without fine-tuning; known traps of the data are warnings.
 
+    Args:
+        model: in evaluation mode.
+        task: a key of eval.TASKS.
+        data: name of the data, as `load_pairs` and `load_questions` take it.
+        split: split to evaluate on.
+        options: settings of the task that differ from their defaults, such as {"num_beams": 1}.
+
     Raises:
-        ValueError: an unknown task, or one that the model cannot do.
+        ValueError: an unknown task or option, or a task that the model cannot do.
     """
-    config = TaskConfig(name=task, data=data)
-    chosen = get_task(task)
-    if task not in model.tasks:
-        raise ValueError(f"the model cannot do {task}; it can do: {', '.join(model.tasks)}")
-    test, train = examples(config, split), examples(config, config.train)
-    prepared = _prepare(config, train)
+    config, chosen = TaskConfig(name=task, data=data, test=split), get_task(task)
+    if not model.can(chosen.needs):
+        able = ", ".join(other.name for other in TASKS.values() if model.can(other.needs))
+        raise ValueError(f"the model cannot do {task}; it can do: {able}")
+    own: Any = build(chosen.options, options or {}, f"options of {task}")
+    test, ready = examples(config, split), prepared(config)
     if chosen.examples == "questions":
-        seen = guards.seen_in_training(
-            "the model", model.config.get("trained_for", ""), annotation_files(data, "questions"), split
-        )
-        missed = guards.missed_answers(prepared, train.select_columns("answers").to_list())
+        trained_for = str(model.config.get("trained_for", ""))
+        seen = guards.seen_in_training("the model", trained_for, annotation_files(data, "questions"), split)
+        missed = guards.missed_answers(ready, examples(config, config.train).select_columns("answers").to_list())
         for trap in filter(None, (seen, missed)):
             logger.warning("%s: %s", data, trap)
     with torch.inference_mode():
-        predictions = chosen.predict(model, test, settings or config, prepared)
-    return chosen.score(predictions, _columns(test))
-
-
-def _columns(data: Dataset) -> list[dict[str, Any]]:
-    """The rows without their pictures."""
-    return data.remove_columns("image").to_list()
-
-
-@dataclass
-class _Stopwatch:
-    """Seconds of named stages."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        predictions = chosen.predict(model, test, own, ready)
+    return chosen.score(predictions, columns(test))

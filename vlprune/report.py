@@ -1,4 +1,4 @@
-"""`python -m vlprune.report`: a table of results from the records, without running anything."""
+"""`python -m vlprune.report`: a table of results from a results directory, without running anything."""
 
 from __future__ import annotations
 
@@ -11,48 +11,44 @@ import tyro
 
 from vlprune.config import ConfigError
 from vlprune.reports.publish import render
-from vlprune.store.record import read_record, run_directory
-from vlprune.sweep.catalogue import catalogue, quickstart
-from vlprune.sweep.table import Catalogue, load_table
+from vlprune.store.manifest import read_manifest
 
 
 @dataclass(frozen=True)
 class Options:
-    """Prints a table of results from the records of finished runs.
+    """Prints a table of results that was swept, from the records of its finished runs.
 
     Attributes:
-        table: the table's TOML file; the quickstart where none is given.
+        table: name of the table, or its TOML file, of which the name alone counts.
         format: how to print it.
-        results: the results directory.
-        data: the data directory the sweep was given.
+        results: the results directory; nothing else is read.
     """
 
-    table: Annotated[Path | None, tyro.conf.Positional] = None
+    table: Annotated[str, tyro.conf.Positional] = "quickstart"
     format: Literal["markdown", "latex", "html", "csv"] = "markdown"
     results: Path = Path("results")
-    data: Path | None = None
 
 
-def report(options: Options, known: Catalogue) -> str:
+def report(options: Options) -> str:
     """The table in the asked format.
 
     Raises:
-        ConfigError: the table is wrong, or none of its runs is done.
+        ConfigError: no sweep of that table, or none of its runs is done.
     """
-    data = None if options.data is None else str(options.data.resolve())
-    table = load_table(options.table or quickstart(), known, data=data)
-    found = (read_record(run_directory(options.results, cell.key)) for cell in table.cells)
-    records = [record for record in found if record is not None]
+    manifest = read_manifest(options.results, Path(options.table).name.removesuffix(".toml"))
+    records = manifest.records(options.results)
     if not records:
-        raise ConfigError(f"none of the {len(table.cells)} runs of {table.name} is done in {str(options.results)!r}")
-    return render(records, known.headlines, options.format)
+        raise ConfigError(
+            f"none of the {len(manifest.cells)} runs of {manifest.name} is done in {str(options.results)!r}"
+        )
+    return render(records, manifest.headlines, options.format, manifest.variants, manifest.defaults)
 
 
 def main() -> None:
     """Runs the command line."""
     options = tyro.cli(Options, prog="python -m vlprune.report")
     try:
-        text = report(options, catalogue())
+        text = report(options)
     except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     sys.stdout.write(text)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from vlprune.calibrate.rows import Rows, WithRows
-from vlprune.pruners import chita
+from vlprune.pruners.chita import ChitaOptions, chita_update, solve, solver
 
 LAM = 1e-2
 SPARSITY = 0.75
@@ -73,7 +73,7 @@ def one_solution(name: str, size: int) -> dict[str, float | str]:
     dense = [tensor.double().numpy() for tensor in (w, rows, alpha)]
     start = time.perf_counter()
     if name == "ours":
-        values = chita.solve(w, rows, n_keep, alpha, damping, blocks).double().numpy()
+        values = solve(w, rows, n_keep, alpha, damping, blocks).double().numpy()
     else:
         values = dense_chita.solve(dense[0], dense[1], n_keep, dense[2], damping, blocks)
     seconds = time.perf_counter() - start
@@ -106,11 +106,13 @@ def one_size(n_blocks: int, n_rows: int) -> dict[str, float]:
                 with _timed(stages, "rows to disk"):
                     rows.append(name, gradient)
         stats = {name: WithRows({"row_size": torch.tensor(64.0)}, rows, name) for name in layers}
-        solve_blocks = chita._solve_blocks
-        chita._solve_blocks = _timing(stages, "blocks", solve_blocks)
+        solve_blocks = solver._solve_blocks
+        solver._solve_blocks = _timing(stages, "blocks", solve_blocks)
         p = sum(weight.numel() for weight in weights.values())
         with _timed(stages, "all"):
-            masks = chita.chita_update(weights, stats, n_pruned=round(SPARSITY * p), alive=None, lam=LAM)
+            masks = chita_update(
+                weights, stats, n_pruned=round(SPARSITY * p), alive=None, options=ChitaOptions(lam=LAM)
+            )
         assert sum(int(mask.sum()) for mask in masks.values()) == p - round(SPARSITY * p)
     stages["first-order term and global step"] = stages.pop("all") - stages["blocks"]
     return {"p": p, "n": n_rows, "peak": _peak(), "weights": before, **stages}

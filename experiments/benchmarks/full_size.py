@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlprune.models.checkpoints import build, load_directory, save_directory
+from vlprune.models import build_model, load_model, save_model
 from vlprune.models.tokenizer import bert_tokenizer
 
 WIDTH = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
@@ -42,11 +42,12 @@ RUN = """
 import json, sys
 from pathlib import Path
 from rich.console import Console
-from vlprune.prune import Options, prune
+from vlprune.prune import Arguments, prune
 model, methods, out, n_batches, batch_size = sys.argv[1:]
-options = Options(model=model, method=methods, sparsity="0.63,0.75,0.9", out=Path(out), calibration="scenes",
-                  n_batches=int(n_batches), batch_size=int(batch_size), masks_only=True)
-print(json.dumps(prune(options, Console(quiet=True)).rows))
+arguments = Arguments(model=model, method=methods, sparsity="0.63,0.75,0.9", out=Path(out), calibration="scenes",
+                      n_batches=int(n_batches), batch_size=int(batch_size), masks_only=True)
+costs = prune(arguments, Console(quiet=True)).costs
+print(json.dumps([(step, cost.seconds, cost.peak_memory) for step, cost in costs]))
 """
 
 
@@ -57,7 +58,7 @@ def make(name: str, directory: Path) -> None:
     tokenizer = bert_tokenizer(config["family"])
     ids = {"pad_token_id": 0, "sep_token_id": 102, "eos_token_id": 102}
     ids["bos_token_id"] = 30522 if config["family"] == "blip" else 101
-    save_directory(build({**config, "text": {**config["text"], **ids}}, tokenizer), directory)
+    save_model(build_model({**config, "text": {**config["text"], **ids}}, tokenizer), directory)
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
         for name in MODELS:
             directory = Path(scratch) / name
             make(name, directory)
-            edges[name] = load_directory(directory).graph.n_edges
+            edges[name] = load_model(str(directory)).graph.n_edges
             for label, methods in SETS.items():
                 out = str(Path(scratch) / f"{name} {label}")
                 arguments = [str(directory), methods, out, str(BATCHES), str(BATCH_SIZE)]

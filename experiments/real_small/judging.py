@@ -37,8 +37,8 @@ def itc_recalls(model: XVLM, photos: Photos) -> dict[str, float]:
 @torch.no_grad()
 def caption_nats(model: XVLM, words: Vocabulary, photos: Photos) -> float:
     """Language-model loss of the first captions, a token."""
-    memory, first = tokens_of(model, photos.images), [own[0] for own in photos.captions]
-    return caption_loss(model, words, memory, first).item()
+    tokens, first = tokens_of(model, photos.images), [own[0] for own in photos.captions]
+    return caption_loss(model, words, tokens, first).item()
 
 
 @torch.no_grad()

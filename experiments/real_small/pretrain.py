@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Generator, Tensor
 from training import Log, Rates, Stage, load_finished, train
 
-from vlprune.config import TaskConfig
-from vlprune.models.checkpoints import save_directory
-from vlprune.models.xvlm import XVLM
+from vlprune.models import save_model
+from vlprune.models.xvlm import XVLM, XVLMOptions
 from vlprune.pipeline import evaluate
 
 Losses = dict[str, Tensor]
@@ -26,25 +25,25 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to pretrain, on what, and the recipe.
+    """The model to pretrain, its data, and the recipe.
 
     Attributes:
         vision: directory of the vision encoder.
         text: directory of the text encoder.
         data: directory or name of photos with captions, with the splits train, val and test.
         captions: JSON of captions without photos, a list of {captions: [{caption}, ...]}.
-        out: where log, checkpoints and model go; an interrupted run goes on from there.
+        out: directory of log, checkpoints and model; an interrupted run goes on from there.
         image_size: side of the images in pixels.
-        fusion_layers: on top of the text encoder's.
-        batch: photos a step of the first stage.
-        words_batch: photos a step of the second: words are learned by many small steps.
-        joint_batch: photos a step of the last.
-        texts: captions without photos a step of the first; the others have half as many.
-        epochs: of the stages align, words and joint.
+        fusion_layers: number of fusion layers, which are put on top of the text encoder's layers.
+        batch: photos in a step of the first stage.
+        words_batch: photos in a step of the second stage; words are learned by many small steps.
+        joint_batch: photos in a step of the last stage.
+        texts: captions without photos in a step of the first stage; the other stages have half as many.
+        epochs: number of epochs of the stages align, words and joint.
         rate: learning rate of the vision encoder's last layer in the first stage.
-        text_weight: of the contrastive loss of captions without photos.
-        averaging: share of the past in the average of the weights, a step.
-        seed: of everything random.
+        text_weight: weight of the contrastive loss of captions without photos.
+        averaging: share of the past in the moving average of the weights, at each step.
+        seed: seed of all random choices.
     """
 
     vision: Path
@@ -108,8 +107,8 @@ class Pretraining:
         """Both encoders end to end, by contrast of photos with their captions and of captions with each other."""
         settings, rate = self.settings, self.settings.rate
 
-        def losses(rows: list[int], generator: Generator) -> Losses:
-            itc = photo_alignment(self.model, self._crops(rows, generator), self._captions(rows))
+        def losses(chosen: list[int], generator: Generator) -> Losses:
+            itc = photo_alignment(self.model, self._crops(chosen, generator), self._captions(chosen))
             texts = text_alignment(self.model, self._pairs(settings.texts, generator))
             return {"itc": itc, "texts": settings.text_weight * texts}
 
@@ -121,9 +120,9 @@ class Pretraining:
         settings, model, words, rate = self.settings, self.model, self.vocabulary, self.settings.rate
         imagination = self._imagination()
 
-        def losses(rows: list[int], generator: Generator) -> Losses:
-            tokens = self._views_of(rows, generator)
-            captions, others = (pick(self._captions(rows), generator) for _ in range(2))
+        def losses(chosen: list[int], generator: Generator) -> Losses:
+            tokens = self._views_of(chosen, generator)
+            captions, others = (pick(self._captions(chosen), generator) for _ in range(2))
             found = {
                 "lm": caption_loss(model, words, tokens, captions),
                 "imagined": self._imagined(imagination, settings.texts // 2, generator),
@@ -139,8 +138,8 @@ class Pretraining:
         settings, model, words, rate = self.settings, self.model, self.vocabulary, self.settings.rate
         imagination = self._imagination()
 
-        def losses(rows: list[int], generator: Generator) -> Losses:
-            tokens, captions = self._views_of(rows, generator), self._captions(rows)
+        def losses(chosen: list[int], generator: Generator) -> Losses:
+            tokens, captions = self._views_of(chosen, generator), self._captions(chosen)
             two = [list(pair) for pair in zip(pick(captions, generator), pick(captions, generator))]
             found = {
                 "itc": photo_alignment(model, tokens, two),
@@ -159,12 +158,12 @@ class Pretraining:
     def _epoch(self, size: int) -> Callable[[Generator], list[list[int]]]:
         return lambda generator: batches(len(self.photos.ids), size, generator)
 
-    def _captions(self, rows: list[int]) -> list[list[str]]:
-        return [self.photos.captions[i] for i in rows]
+    def _captions(self, chosen: list[int]) -> list[list[str]]:
+        return [self.photos.captions[i] for i in chosen]
 
-    def _crops(self, rows: list[int], generator: Generator) -> Tensor:
+    def _crops(self, chosen: list[int], generator: Generator) -> Tensor:
         """Image tokens of random crops."""
-        images = [augment(self.photos.images[i], self.settings.image_size, generator) for i in rows]
+        images = [augment(self.photos.images[i], self.settings.image_size, generator) for i in chosen]
         return self.model.encode_images(self.model.pixels(images))
 
     @cached_property
@@ -173,8 +172,8 @@ class Pretraining:
         mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in self.photos.images]
         return torch.stack([tokens_of(self.model, images) for images in (self.photos.images, mirrored)])
 
-    def _views_of(self, rows: list[int], generator: Generator) -> Tensor:
-        return self._views[torch.randint(2, (len(rows),), generator=generator), torch.tensor(rows)]
+    def _views_of(self, chosen: list[int], generator: Generator) -> Tensor:
+        return self._views[torch.randint(2, (len(chosen),), generator=generator), torch.tensor(chosen)]
 
     def _pairs(self, size: int, generator: Generator) -> list[tuple[str, str]]:
         """Two captions each of photos that are not there."""
@@ -202,10 +201,8 @@ class Pretraining:
         pairs = self._pairs(size, generator)
         with torch.no_grad():
             hidden = self.model.encode_texts([first for first, _ in pairs]).hidden[:, 0]
-            memory = hidden @ imagination[:-1] + imagination[-1]
-        return caption_loss(
-            self.model, self.vocabulary, memory.view(len(pairs), 2, -1), [second for _, second in pairs]
-        )
+            imagined = (hidden @ imagination[:-1] + imagination[-1]).view(len(pairs), 2, -1)
+        return caption_loss(self.model, self.vocabulary, imagined, [second for _, second in pairs])
 
     # ---- how good it is ----
 
@@ -244,13 +241,12 @@ def main(settings: Settings) -> None:
     by_weight = recalls_by_weight(model, run.val)
     weight = max(by_weight, key=lambda key: by_weight[key])
     log(stage="ranking", itc_weight=weight, **{f"val_{key:g}": value for key, value in by_weight.items()})
-    model.itc_weight, model.config = weight, {**model.config, "itc_weight": weight}
-    save_directory(model, settings.out / "model")
+    model.apply_options(XVLMOptions(itc_weight=weight))
+    save_model(model, settings.out / "model")
     itc = itc_recalls(model, read_photos(settings.data, "test"))
     log(stage="test", by="itc", **itc)
-    for task in ("retrieval", "captioning"):
-        config = TaskConfig(name=task, data=settings.data, max_length=20)
-        log(stage="test", task=task, **evaluate(model, task, settings.data, settings=config))
+    for task, options in (("retrieval", {}), ("captioning", {"max_length": 20})):
+        log(stage="test", task=task, **evaluate(model, task, settings.data, options=options))
 
 
 if __name__ == "__main__":

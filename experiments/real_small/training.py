@@ -21,16 +21,16 @@ MINUTES = 3  # between checkpoints
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates at their peak.
+    """Peak learning rates of the parts of a model; 0 freezes a part.
 
     Attributes:
-        vision: of the vision encoder's last layer.
-        decay: factor from one vision layer to the one below.
-        text: of the text layers.
-        words: of the embeddings of words.
-        fusion: of the fusion layers.
-        projections: of what makes features for ITC.
-        heads: of cross-attention and heads.
+        vision: learning rate of the vision encoder's last layer.
+        decay: factor from the learning rate of one vision layer to that of the layer below.
+        text: learning rate of the text layers.
+        words: learning rate of the embeddings of words.
+        fusion: learning rate of the fusion layers.
+        projections: learning rate of the projections that make features for ITC.
+        heads: learning rate of cross-attention and heads.
     """
 
     vision: float = 0.0
@@ -42,7 +42,7 @@ class Rates:
     heads: float = 0.0
 
     def of(self, model: Any, name: str) -> float:
-        """The peak of a parameter; 0 freezes it."""
+        """The peak learning rate of a parameter."""
         number = re.search(r"\.layers?\.(\d+)\.", name)
         if name.startswith("vision_model"):
             depth = model.vision_model.config.num_hidden_layers
@@ -66,12 +66,12 @@ class Stage:
     """A stretch of training with one objective.
 
     Attributes:
-        name: in the log.
-        epochs: of `epoch`'s batches.
-        rates: peaks; a warm-up of a tenth of the steps, then a cosine to zero.
+        name: name of the stage in the log.
+        epochs: number of epochs.
+        rates: peak learning rates; they rise for a tenth of the steps, then fall as a cosine to zero.
         epoch: (generator) -> the batches of an epoch, each a list of photos' numbers.
-        losses: (photos' numbers, generator) -> {name: scalar}, what is summed and minimised.
-        judge: () -> {metric: value} on val photos; the weights of the highest "score" are kept.
+        losses: (photos' numbers, generator) -> {name: scalar}, whose sum is minimised.
+        judge: () -> {metric: value} on the photos of the split val; the weights of the highest "score" are kept.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Stage:
 
 
 class Log:
-    """Rows on the screen and in a file of JSON lines."""
+    """Prints rows and appends them to a file of JSON lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,10 +112,10 @@ def train(model: Any, stage: Stage, *, seed: int, averaging: float, out: Path, l
     Args:
         model: to train.
         stage: what to minimise.
-        seed: of everything random.
-        averaging: share of the past in the moving average of the weights, a step.
+        seed: seed of all random choices.
+        averaging: share of the past in the moving average of the weights, at each step.
         out: directory of the checkpoint, and of the best weights of each finished stage.
-        log: gets a row an epoch.
+        log: gets a row for each epoch.
     """
     checkpoint = out / "checkpoint.pt"
     parameters = {}
@@ -144,13 +144,13 @@ def train(model: Any, stage: Stage, *, seed: int, averaging: float, out: Path, l
 
     while step < total:
         generator = torch.Generator().manual_seed(seed + 1000 * (step // per_epoch))
-        rows = stage.epoch(generator)[step % per_epoch]
-        draws = torch.Generator().manual_seed(seed + 1000 * step + 1)
+        chosen = stage.epoch(generator)[step % per_epoch]
+        choices = torch.Generator().manual_seed(seed + 1000 * step + 1)
         torch.manual_seed(seed + 1000 * step + 2)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min(1, 10 * (step + 1) / total) * (1 + math.cos(math.pi * step / total)) / 2
         model.train()
-        losses = stage.losses(rows, draws)
+        losses = stage.losses(chosen, choices)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from vlprune.batch import Batch
 from vlprune.data import scenes
-from vlprune.models.base import ModelAdapter
-from vlprune.models.checkpoints import build, save_directory
+from vlprune.models import build_model, save_model
+from vlprune.models.fusion import FusionAdapter
 from vlprune.models.text import clean
 from vlprune.models.tokenizer import load_tokenizer
 
@@ -66,7 +66,7 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that was chosen by trying."""
+    """The settings of the training that were chosen by trying."""
 
     seed: int = 0
     pool: int = 24_000
@@ -171,7 +171,7 @@ def sincos_positions(width: int, side: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), torch.cat(parts, 1)])
 
 
-def place_positions(model: ModelAdapter) -> None:
+def place_positions(model: FusionAdapter) -> None:
     """Starts, in place, the position embeddings of the vision encoder from sine and cosine codes."""
     embedding = model.vision_model.embeddings.position_embedding
     target = embedding if isinstance(embedding, nn.Parameter) else embedding.weight
@@ -183,7 +183,7 @@ def place_positions(model: ModelAdapter) -> None:
 
 
 def optimizer_of(modules: list[nn.Module], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW without decay of vectors."""
+    """AdamW, without weight decay of biases and norms."""
     parameters = [p for m in modules for p in m.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -208,7 +208,7 @@ def update(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def joint_losses(
-    model: ModelAdapter,
+    model: FusionAdapter,
     pool: Pool,
     chosen: np.ndarray,
     rng: np.random.Generator,
@@ -227,35 +227,35 @@ def joint_losses(
     tokens = model.encode_images(model.pixels(images))
     if "lm" not in losses:
         losses["lm"] = model.caption_loss(tokens, texts, model.prompt)
-    rows, asked, answers = [], [], []
+    places, asked, answers = [], [], []
     for position, i in enumerate(chosen):
         options = pool.questions[i]
         for j in rng.permutation(len(options))[: recipe.questions]:
-            rows.append(position)
+            places.append(position)
             asked.append(options[j][0])
             answers.append([options[j][1]])
-    losses["vqa"] = model.answer_loss(tokens[torch.tensor(rows)], asked, answers, [[1.0]] * len(rows))
+    losses["vqa"] = model.answer_loss(tokens[torch.tensor(places)], asked, answers, [[1.0]] * len(places))
     return losses, tokens
 
 
 @torch.no_grad()
-def answers_right(model: ModelAdapter, pool: Pool) -> dict[str, float]:
+def answers_right(model: FusionAdapter, pool: Pool) -> dict[str, float]:
     """Percentage of right answers by type of question."""
     answers = sorted({a for options in pool.questions for _, a, _ in options})
     right: dict[str, list[bool]] = {}
     for i in range(0, len(pool.scenes), 50):
-        rows = [(j, q, a, k) for j in range(i, min(i + 50, len(pool.scenes))) for q, a, k in pool.questions[j]]
+        all_asked = [(j, q, a, k) for j in range(i, min(i + 50, len(pool.scenes))) for q, a, k in pool.questions[j]]
         tokens = model.encode_images(model.pixels(pool.images[i : i + 50]))
-        picked = tokens[torch.tensor([j - i for j, *_ in rows])]
-        best = model.rank_answers(picked, [q for _, q, _, _ in rows], answers, 4).argmax(1)
-        for (_, _, answer, kind), b in zip(rows, best.tolist(), strict=True):
+        picked = tokens[torch.tensor([j - i for j, *_ in all_asked])]
+        best = model.rank_answers(picked, [q for _, q, _, _ in all_asked], answers, 4).argmax(1)
+        for (_, _, answer, kind), b in zip(all_asked, best.tolist(), strict=True):
             right.setdefault(kind, []).append(answers[b] == answer)
     every = [v for values in right.values() for v in values]
     return {k: round(100 * float(np.mean(v)), 1) for k, v in sorted({**right, "all": every}.items())}
 
 
 @torch.no_grad()
-def itc_recall(model: ModelAdapter, pool: Pool) -> float:
+def itc_recall(model: FusionAdapter, pool: Pool) -> float:
     """Text-to-image R@1 (×100) of the first captions by ITC alone."""
     image_features, _ = model.embed_images(pool.images)
     text_features, _ = model.embed_texts([c[0] for c in pool.captions])
@@ -288,7 +288,7 @@ def main(
     tokenizer = load_tokenizer(directory / "tokenizer.json")
     config = CONFIGS[model_name]
     config = {**config, "text": {**config["text"], "vocab_size": len(tokenizer)}}
-    model = build(config, tokenizer)
+    model = build_model(config, tokenizer)
     place_positions(model)
     pool = Pool.of([s for i in range(recipe.pool) if (s := scenes.train_scene(i))])
     val = Pool.of(scenes.split_scenes("val"))
@@ -330,7 +330,7 @@ def main(
             report(stage=1, step=step + 1, **{name: round(float(np.mean(values)), 3) for name, values in seen.items()})
             seen.clear()
         if step % 500 == 499 or step == recipe.steps - 1:
-            save_directory(model, directory, torch.float16)
+            save_model(model, directory, torch.float16)
             report(stage=1, step=step + 1, val_itc_ir_r1=itc_recall(model, val), val_vqa=answers_right(model, val))
 
 

@@ -19,7 +19,7 @@ class Recorded(Protocol):
     """What the hooks need of a model."""
 
     @property
-    def valid(self) -> Mapping[str, Tensor | None]: ...  # noqa: D102
+    def attention_masks(self) -> Mapping[str, Tensor | None]: ...  # noqa: D102
     def get_submodule(self, target: str) -> nn.Module: ...  # noqa: D102
 
 
@@ -52,7 +52,7 @@ class Inputs:
 
     def _hook(self, name: str, stream: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            streams = self.model.valid
+            streams = self.model.attention_masks
             if not self.active or stream not in streams:
                 return
             x = args[0]

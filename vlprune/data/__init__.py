@@ -1,27 +1,28 @@
-"""Data sets by name, file or hub id, and the batches that calibration draws from them."""
+"""Data sets by name, file or hub id, and the calibration batches that are drawn from them."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from datasets import Dataset
 
-from vlprune.data import layouts, lists, tables
+from vlprune.data import broken, layouts, lists, tables
 from vlprune.data.calibration import CalibrationBatches, StreamedBatches, UsesRegions, too_few
-from vlprune.data.digest import data_digest
+from vlprune.data.fingerprint import Fingerprint, data_fingerprint, take_fingerprint
 from vlprune.data.images import ImageFolder, open_images, warn_of
-from vlprune.data.source import DATASETS, Directory, Hub, cache_home, data_root, find_source
+from vlprune.data.layouts import READERS_VERSION
+from vlprune.data.source import DATASETS, Directory, Hub, cache_home, find_source
 
 __all__ = [
     "DATASETS",
+    "READERS_VERSION",
     "CalibrationBatches",
     "StreamedBatches",
     "annotation_files",
-    "broken_images",
     "cache_home",
     "calibration_batches",
-    "data_digest",
-    "data_root",
+    "data_fingerprint",
+    "left_out",
     "load_answers",
     "load_pairs",
     "load_questions",
@@ -29,37 +30,47 @@ __all__ = [
 
 
 def load_pairs(name: str, split: str, limit: int | None = None, *, skip_broken: bool = False) -> Dataset:
-    """Images with captions; the first `limit` of a split.
+    """Images with captions: the first `limit` rows of a split.
 
-    Columns: image (PIL, RGB, read on access), image_id (int or str), captions (list of str), regions (list of {box,
-    phrase}; a box is [x, y, width, height] in pixels).
+    Columns: image (PIL, RGB, opened when the row is read), image_id (int or str), captions (list of str), regions (list
+    of {box, phrase}; a box is [x, y, width, height] in pixels).
 
     Args:
-        name: of the data (see `find_source`).
-        split: one split or several, `train+val`, one after another.
-        limit: how many rows; None: all.
+        name: name of the data (see `find_source`).
+        split: one split, or several as in "train+val", whose rows come one after another.
+        limit: number of rows; None: all.
         skip_broken: decode every image now and leave out those that are missing or cannot be read, with a warning;
-            `broken_images` lists them.
+            `left_out` lists them.
 
     Raises:
         FileNotFoundError: no known layout; a missing image.
-        ValueError: an unknown name or split, a malformed annotation. On access: an image that cannot be read.
+        ValueError: an unknown name or split, a malformed annotation; when a row is read, an image that is none.
+        OSError: a file that cannot be read for now, such as on a disk that fails.
     """
     return _load(name, "pairs", split, limit, skip_broken)
 
 
 def load_questions(name: str, split: str, limit: int | None = None, *, skip_broken: bool = False) -> Dataset:
-    """Questions about images; the first `limit` of a split.
+    """Questions about images: the first `limit` rows of a split, for which no other split is needed.
 
     Columns: image, image_id, question, question_id, answers (list of str, empty where a test split has none), weight
-    (of the question in a training loss: 1, of Visual Genome 0.5). Arguments and errors are those of `load_pairs`.
+    (of the question in a training loss: 1, and 0.5 for those of Visual Genome). Arguments and errors are those of
+    `load_pairs`.
     """
     return _load(name, "questions", split, limit, skip_broken)
 
 
-def broken_images(name: str, kind: layouts.Kind, split: str, limit: int | None = None) -> list[str]:
-    """What `skip_broken` leaves out: of each missing or unreadable image the annotation and the reason."""
-    return _readable(find_source(name), kind, split, data_digest(name), limit)[1]
+def left_out(name: str, kind: layouts.Kind, split: str, limit: int | None = None) -> list[str]:
+    """What `skip_broken` leaves out: of each missing or unreadable image the annotation and the reason.
+
+    Paths are those below the data's directory, so that the lines are the same wherever it lies. The images are decoded
+    once for the same files; the lines are kept in $VLPRUNE_CACHE.
+
+    Raises:
+        OSError: a file that cannot be read for now, which is no broken image.
+    """
+    source = find_source(name)
+    return list(_broken(source, kind, split, take_fingerprint(source), limit).values())
 
 
 def load_answers(name: str) -> list[str] | None:
@@ -88,56 +99,59 @@ def calibration_batches(
     Hub data sets and directories of shards (tar, parquet, arrow) are read as streams, so never whole.
 
     Args:
-        name: of the data (see `find_source`).
-        model: whether it uses regions.
-        n_batches: how many.
-        batch_size: pairs a batch.
-        seed: of all random choices.
+        name: name of the data (see `find_source`).
+        model: the model, whose `uses_regions` says whether regions are drawn.
+        n_batches: number of batches.
+        batch_size: number of pairs in a batch.
+        seed: seed of all random choices.
         first: number of the first batch.
         skip_broken: put other pairs in the place of images that are missing or cannot be read, with a warning after
             each walk; the attribute `broken` lists them. Images that are not drawn are not looked at.
     """
     source = find_source(name)
-    broken = [] if skip_broken else None
+    noted = [] if skip_broken else None
     if (isinstance(source, Hub) or layouts.find_layout(source, "pairs") is None) and tables.streams(source):
         rows, image, captions = tables.stream(source, "train")
         folder = ImageFolder(source.root) if isinstance(source, Directory) else None
-        return StreamedBatches(rows, image, captions, name, folder, n_batches, batch_size, seed, first, broken)
-    examples = _read(source, "pairs", "train", data_digest(name))
+        return StreamedBatches(rows, image, captions, name, folder, n_batches, batch_size, seed, first, noted)
+    examples = _read(source, "pairs", "train", take_fingerprint(source)[:2])
     pairs = examples.data
     if examples.problems:
-        if broken is None:
+        if noted is None:
             raise FileNotFoundError(next(iter(examples.problems.values())))
-        broken += examples.problems.values()
+        noted += examples.problems.values()
         pairs = pairs.select([row for row in range(len(pairs)) if row not in examples.problems])
     if len(pairs) < batch_size:
         raise ValueError(too_few(name, batch_size, len(pairs)))
-    return CalibrationBatches(pairs, name, n_batches, batch_size, seed, first, model.uses_regions, broken)
+    return CalibrationBatches(pairs, name, n_batches, batch_size, seed, first, model.uses_regions, noted)
 
 
 @lru_cache(maxsize=8)
-def _read(source: Directory | Hub, kind: layouts.Kind, split: str, _digest: str) -> layouts.Examples:
+def _read(source: Directory | Hub, kind: layouts.Kind, split: str, _known: tuple[str, str]) -> layouts.Examples:
     """What a reader reads, once per process: a worker runs many cells on the same data."""
     return layouts.read(source, kind, split)
 
 
 @lru_cache(maxsize=8)
-def _readable(
-    source: Directory | Hub, kind: layouts.Kind, split: str, digest: str, limit: int | None
-) -> tuple[list[int], list[str]]:
-    """The rows whose images can be read and what is wrong with the others, once per process."""
-    return layouts.find_broken(_read(source, kind, split, digest), limit)
+def _broken(
+    source: Directory | Hub, kind: layouts.Kind, split: str, known: Fingerprint, limit: int | None
+) -> dict[int, str]:
+    """{row: annotation and reason} of the images that cannot be read, looked for once per process."""
+    return broken.left_out(source, known, kind, split, limit, partial(_read, source, kind, split, known[:2]))
 
 
 def _load(name: str, kind: layouts.Kind, split: str, limit: int | None, skip_broken: bool) -> Dataset:
-    source, digest = find_source(name), data_digest(name)
-    examples = _read(source, kind, split, digest)
+    source = find_source(name)
+    known = take_fingerprint(source)
+    examples = _read(source, kind, split, known[:2])
+    size = len(examples.data)
     if skip_broken:
-        rows, broken = _readable(source, kind, split, digest, limit)
-        if broken:
-            warn_of(broken, f"{name}, {split}")
+        missing = _broken(source, kind, split, known, limit)
+        if missing:
+            warn_of(list(missing.values()), f"{name}, {split}")
+        rows = [row for row in range(size) if row not in missing][:limit]
         return examples.data.select(rows).with_transform(open_images)
-    size = len(examples.data) if limit is None else min(limit, len(examples.data))
+    size = size if limit is None else min(limit, size)
     for row, problem in examples.problems.items():
         if row < size:
             raise FileNotFoundError(problem)

@@ -44,7 +44,7 @@ def list_items(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def first_entry(path: Path) -> Any:
-    """The first entry of a file that is one list or has an object a line, which is not read whole; else None."""
+    """The first entry of a file that is one list or has an object in each line, which is not read whole; else None."""
     size = PEEK
     while True:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -68,7 +68,16 @@ def _first_line(start: str) -> Any:
 
 
 def fields(where: str, item: Any, wanted: Mapping[str, Any]) -> list[Any]:
-    """The values of the keys of wanted, {key: type or union of types}."""
+    """The values that an item has under some keys.
+
+    Args:
+        where: place of the item, such as "lists/a_train.json, item 3", for errors.
+        item: entry of an annotation file.
+        wanted: {key: the type of its value, or a union of types}.
+
+    Raises:
+        ValueError: an item that is no object, that lacks a key or has a value of another type.
+    """
     if not isinstance(item, dict):
         raise ValueError(f"{where}: wanted an object with {', '.join(wanted)}, got {type(item).__name__}")
     if missing := [key for key in wanted if key not in item]:
@@ -81,7 +90,7 @@ def fields(where: str, item: Any, wanted: Mapping[str, Any]) -> list[Any]:
 
 
 def text(where: str, item: Any, key: str) -> str:
-    """The text of a key, which is not empty."""
+    """The text that an item has under a key; an empty one is an error."""
     (found,) = fields(where, item, {key: str})
     if not found.strip():
         raise ValueError(f"{where}: {key} must be a text that is not empty, got {found!r}")
@@ -89,7 +98,7 @@ def text(where: str, item: Any, key: str) -> str:
 
 
 def texts(where: str, item: Any, key: str) -> list[str]:
-    """The texts of a key, one or a list of at least one, none of them empty."""
+    """The texts that an item has under a key, one or a list of several; empty ones are errors."""
     (found,) = fields(where, item, {key: str | list})
     if not found:
         raise ValueError(f"{where}: {key} must be a text that is not empty, got {found!r}")
@@ -101,7 +110,7 @@ def texts(where: str, item: Any, key: str) -> list[str]:
 
 
 def once(where: str, key: str, value: int | str, seen: dict[str, int | str]) -> None:
-    """Adds an id to those seen, where 5 and "5" are the same; ids of two types would not fit into one column."""
+    """Adds an id to `seen`; one that is there already, 5 being "5", and one of another type than those are errors."""
     first = next(iter(seen.values()), value)
     if type(value) is not type(first):
         kinds = type(value).__name__, type(first).__name__
@@ -118,5 +127,5 @@ def split_of(path: Path) -> str | None:
 
 
 def no_split(where: object, split: str, there: Iterable[str]) -> ValueError:
-    """The error of a split that does not exist, with those that do."""
+    """The error that says that a split does not exist, and which do."""
     return ValueError(f"{where} has no split {split!r}; it has: {', '.join(sorted(there)) or 'none'}")

@@ -1,4 +1,4 @@
-"""Batches of training pairs that calibration draws."""
+"""Batches of training pairs for calibration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ BUFFER = 1000  # rows of a stream among which the next one is drawn
 
 
 class UsesRegions(Protocol):
-    """What calibration data must know of a model."""
+    """What the calibration batches depend on in a model.
+
+    Attributes:
+        uses_regions: whether its losses use regions, boxes with phrases, of the images.
+    """
 
     uses_regions: bool
 
@@ -33,14 +37,15 @@ class CalibrationBatches:
     """Batches of a data set's training pairs, the same every time they are walked through.
 
     Attributes:
-        pairs: columns image ({where, path or bytes}), captions, regions.
-        name: of the data set, for warnings.
-        n_batches: how many.
-        batch_size: pairs a batch.
-        seed: of the order, the caption and the region of each image.
+        pairs: the training pairs, with columns image ({where, path or bytes}), captions, regions.
+        name: name of the data set, for warnings.
+        n_batches: number of batches.
+        batch_size: number of pairs in a batch.
+        seed: seed of the order, the caption and the region of each image.
         first: number of the first batch in the endless sequence of the seed.
-        regions: whether to draw one region an image.
-        broken: where images that cannot be read are noted, other pairs taking their places; None: they are errors.
+        regions: whether to draw one region of each image.
+        broken: list in which images that cannot be read are noted, other pairs taking their places; None: they are
+            errors.
     """
 
     pairs: Dataset
@@ -94,15 +99,17 @@ class StreamedBatches:
 
     Attributes:
         rows: the stream.
-        image: its column of images, {path or bytes}.
-        captions: its column of texts.
-        name: of the data set, for errors.
-        folder: where the images are that a directory's stream names instead of holding them; None: of the hub.
-        n_batches: how many.
-        batch_size: pairs a batch.
-        seed: of the order and of the caption of each image.
+        image: name of its column of images, {path or bytes}.
+        captions: name of its column of texts.
+        name: name of the data set, for errors.
+        folder: the images of a directory, whose stream may name them instead of holding them; None: a stream of the
+            hub.
+        n_batches: number of batches.
+        batch_size: number of pairs in a batch.
+        seed: seed of the order and of the caption of each image.
         first: number of the first batch in the endless sequence of the seed.
-        broken: where images that cannot be read are noted, the next rows taking their places; None: they are errors.
+        broken: list in which images that cannot be read are noted, the next rows taking their places; None: they are
+            errors.
     """
 
     rows: IterableDataset

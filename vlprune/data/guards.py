@@ -21,9 +21,9 @@ def seen_in_training(model: str, architecture: str, annotations: Iterable[str], 
 
     Args:
         model: name, directory or file of the checkpoint.
-        architecture: its class, such as `BlipForQuestionAnswering`; empty if unknown.
-        annotations: names of the annotation files or the hub id, as `annotation_files` gives them.
-        split: that is evaluated, possibly several with +.
+        architecture: class of the model, such as `BlipForQuestionAnswering`; empty if unknown.
+        annotations: names of the annotation files or the hub id, as `annotation_files` returns them.
+        split: the split that is evaluated, or several as in "train+val".
     """
     known = {name for name in split.split("+") if name in ("train", "val", "validation")}
     if known and any(map(VQA_MODEL.search, (model, architecture))) and any(map(VQA_V2.search, annotations)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -11,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from stat import S_ISREG
+from typing import Any, NamedTuple, NoReturn
 
 from PIL import Image, UnidentifiedImageError
 
@@ -19,14 +21,20 @@ log = logging.getLogger(__name__)
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 # What Pillow raises on files that are no images or are cut short.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+# What says nothing of the image that is opened: a disk, the network or the machine fails.
+FAILURES = {
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENODEV, errno.ETIMEDOUT),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH),
+}
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
 class Picture(NamedTuple):
     """An image that an annotation names.
 
     Attributes:
-        path: of the file.
-        where: file and entry of the annotation.
+        path: path of the file.
+        where: annotation file and entry that name it.
         problem: why there is no such file, empty if there is.
     """
 
@@ -76,7 +84,7 @@ class ImageFolder:
             found = [path for path in found if subfolder in path] or found
         if not found:
             links = f"; links that leave it are not followed: {', '.join(self._outside)}" if self._outside else ""
-            return Picture("", where, f"no image in {self.root} has a name that ends with {number}{links}")
+            return Picture("", where, f"no image has a name that ends with {number}{links}")
         if len(found) > 1:
             raise ValueError(f"{where}: two images have names that end with {number}: {found[0]}, {found[1]}")
         if found[0] not in self._inside:
@@ -99,7 +107,7 @@ class ImageFolder:
                 if linked or folder not in self._inside:
                     self.stay(path if linked else folder, name, where)
                     self._inside.add(folder)
-                if linked and not os.path.isfile(path):
+                if linked and not is_file(path):
                     continue
                 other = self._names.setdefault(path, name)
                 if other != name:
@@ -124,7 +132,7 @@ class ImageFolder:
         """{number: sorted paths} of the images below a top whose names end with a number."""
         if top not in self._numbers:
             numbers, seen = self._numbers.setdefault(top, {}), set()
-            for folder, folders, names in os.walk(top, followlinks=True):
+            for folder, folders, names in os.walk(top, onerror=_fail, followlinks=True):
                 real = os.path.realpath(folder)
                 within = self._within(real)
                 if not within and folder not in self._outside:
@@ -156,17 +164,61 @@ class ImageFolder:
         return self._listed[folder]
 
 
+def stat_file(path: str) -> os.stat_result | None:
+    """What the file system knows of a path, links followed; None if there is nothing.
+
+    Raises:
+        OSError: the file system does not tell.
+    """
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return None
+        raise
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file, as `os.path.isfile`, which also says no where a disk fails.
+
+    Raises:
+        OSError: the file system does not tell.
+    """
+    known = stat_file(path)
+    return known is not None and S_ISREG(known.st_mode)
+
+
+def list_files(top: str) -> list[str]:
+    """The sorted paths of all files below a folder, and of the links to folders, which are not entered.
+
+    Raises:
+        OSError: a folder that cannot be listed.
+    """
+    found = []
+    for folder, folders, names in os.walk(top, onerror=_fail) if os.path.isdir(top) else ():
+        paths = (os.path.join(folder, name) for name in folders)
+        found += [os.path.join(folder, name) for name in names] + [path for path in paths if os.path.islink(path)]
+    return sorted(found)
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error
+
+
 def open_image(image: Mapping[str, Any]) -> Image.Image:
     """The RGB image of {where, path} or, encoded, {where, bytes}.
 
     Raises:
         ValueError: a file that is missing, no image or cut short, with the annotation that names it.
+        OSError: a disk, network or machine that fails (FAILURES), which says nothing of the image.
     """
     encoded = image.get("bytes")
     try:
         with Image.open(image["path"] or "" if encoded is None else io.BytesIO(encoded)) as opened:
             return opened.convert("RGB")
     except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in FAILURES:
+            raise OSError(error.errno, f"{image['where']}: {os.strerror(error.errno)}", image["path"]) from error
         reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{image['where']}: cannot read image {image['path'] or ''}: {reason}") from None
 

@@ -11,16 +11,18 @@ from vlprune.data.images import ImageFolder
 from vlprune.data.regions import read_regions
 from vlprune.data.source import Directory
 
+REGIONS = "regions.json"
+
 
 def find(directory: Directory) -> list[Path]:
-    """The annotation files."""
+    """The annotation files of this layout in a directory."""
     return directory.named("dataset_*.json")
 
 
 def read(directory: Directory, files: Sequence[Path], split: str) -> list[dict[str, Any]]:
     """The pairs of a split; `restval` counts as train (Karpathy and Li 2015, arXiv:1412.2306).
 
-    image_id is cocoid, else imgid, else filename; the regions are those of a `regions.json` in the directory.
+    image_id is cocoid, else imgid, else filename. The regions are those of a `regions.json` in the directory.
     """
     if len(files) > 1:
         names = ", ".join(path.name for path in files)
@@ -42,7 +44,7 @@ def read(directory: Directory, files: Sequence[Path], split: str) -> list[dict[s
         rows.append({"image": picture, "image_id": image_id, "captions": captions})
     if not rows:
         raise no_split(files[0], split, splits)
-    boxes = read_regions(directory.root / "regions.json")
+    boxes = read_regions(directory.root / REGIONS)
     for row in rows:
         row["regions"] = boxes.get(Path(row["image"].path).name, [])
     return rows

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from datasets.table import InMemoryTable
 
 from vlprune.data import karpathy, lists, official, tables
 from vlprune.data.annotations import once
-from vlprune.data.images import Picture, open_image
+from vlprune.data.images import Picture
 from vlprune.data.source import Directory, Hub
 
 Kind = Literal["pairs", "questions"]
-CHUNK = 256  # images that are decoded at a time in search of broken ones
+READERS_VERSION = 1  # to raise when a reader makes other examples, pairs or batches of the same files
 _KEY = {"pairs": "image_id", "questions": "question_id"}
 _IMAGE = {"path": Value("string"), "where": Value("string")}
 _FEATURES: dict[Kind, dict[str, Any]] = {
@@ -36,13 +34,13 @@ _FEATURES: dict[Kind, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Annotation files of a kind.
+    """A kind of annotation files with its reader.
 
     Attributes:
-        name: as people call it.
-        pattern: of its files, in words.
-        find: (directory) -> its files there, possibly none.
-        read: (directory, files, split) -> rows.
+        name: name of the layout, for people.
+        pattern: names of its files and what they hold, in words.
+        find: (directory) -> the files of this layout in it, possibly none.
+        read: (directory, files, split) -> the rows of a split.
     """
 
     name: str
@@ -71,11 +69,11 @@ LAYOUTS: dict[Kind, tuple[Layout, ...]] = {
 
 @dataclass(frozen=True)
 class Examples:
-    """What a source has of a split.
+    """The examples of a split, their images not opened yet.
 
     Attributes:
-        data: the columns of the kind; an image is {where, path, possibly bytes} still.
-        problems: {row: annotation, and what is wrong with its image} of files that are not there.
+        data: the columns of pairs or of questions; an image is {where, path, possibly bytes}.
+        problems: {row: annotation, and what is wrong with its image} for images that are not there.
     """
 
     data: Dataset
@@ -163,41 +161,6 @@ def _counted_on(parts: Sequence[Examples]) -> list[Examples]:
     return counted
 
 
-def find_broken(examples: Examples, limit: int | None) -> tuple[list[int], list[str]]:
-    """The first `limit` rows whose images can be read, and what is wrong with the images of the others before them.
-
-    Every file is decoded once, however many rows show it; rows beyond the limit are not.
-    """
-    rows, broken, state = [], [], {}
-    size = len(examples.data)
-    images = examples.data.select_columns("image")
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, size, CHUNK):
-            chunk = [row for row in range(start, min(start + CHUNK, size)) if row not in examples.problems]
-            pictures = {row: images[row]["image"] for row in chunk}
-            keys = {row: picture["path"] if picture.get("bytes") is None else row for row, picture in pictures.items()}
-            new = {keys[row]: pictures[row] for row in chunk if keys[row] not in state}
-            state.update(zip(new, pool.map(_fault, new.values())))
-            for row in range(start, min(start + CHUNK, size)):
-                if len(rows) == limit:
-                    return rows, broken
-                fault = examples.problems.get(row) or state[keys[row]]
-                if fault:
-                    broken.append(f"{pictures[row]['where']}{fault}" if row in pictures else fault)
-                else:
-                    rows.append(row)
-    return rows, broken
-
-
-def _fault(picture: dict[str, Any]) -> str:
-    """Why an image cannot be read, empty if it can."""
-    try:
-        open_image(picture).close()
-    except ValueError as error:
-        return str(error).removeprefix(picture["where"])
-    return ""
-
-
 def _read_one(source: Directory | Hub, kind: Kind, split: str) -> Examples:
     layout = None if isinstance(source, Hub) else find_layout(source, kind)
     if layout is None or isinstance(source, Hub):
@@ -215,4 +178,4 @@ def _read_one(source: Directory | Hub, kind: Kind, split: str) -> Examples:
     problems = {n: f"{picture.where}: {picture.problem}" for n, picture in enumerate(pictures) if picture.problem}
     # Not Dataset.from_dict, which walks through every value in Python.
     table = pa.Table.from_pydict(columns, schema=features.arrow_schema)
-    return Examples(Dataset(InMemoryTable(table)), problems)
+    return Examples(Dataset(table), problems)

@@ -20,20 +20,20 @@ VG_WEIGHT = 0.5  # of a question of Visual Genome, by MULTIFLOW (arXiv:2404.0562
 
 
 def find_pairs(directory: Directory) -> list[Path]:
-    """The caption and region lists; `regions.json` beside a Karpathy file belongs to that."""
+    """The caption and region lists in a directory; `regions.json` beside a Karpathy file belongs to that."""
     beside = directory.named("dataset_*.json")
     lists = [path for path in directory.named("*.json") if not (beside and path.name == "regions.json")]
     return [path for path in lists if _is_pair(first_entry(path))]
 
 
 def find_questions(directory: Directory) -> list[Path]:
-    """The question lists."""
+    """The question lists in a directory."""
     entries = [(path, first_entry(path)) for path in directory.named("*.json")]
     return [path for path, entry in entries if isinstance(entry, dict) and {"image", "question"} <= entry.keys()]
 
 
 def read_pairs(directory: Directory, files: Sequence[Path], split: str) -> list[dict[str, Any]]:
-    """The pairs of a split, one row an image, in the order of their first captions.
+    """The pairs of a split, one row for each image, in the order of their first captions.
 
     An item has an image and a caption or several, possibly with a box or a box for each (`bb`), or regions (`elems`);
     regions without a caption of the whole image lend it their phrases. An image_id is a whole number of the list, else
@@ -103,15 +103,18 @@ def read_questions(directory: Directory, files: Sequence[Path], split: str) -> l
     return [row | {"image_id": i} for row, i in zip(rows, ids)]
 
 
+def answer_files(root: Path) -> list[Path]:
+    """The places of the answer list below a directory, of which the first that is there is read."""
+    return [folder / ANSWERS for folder in (root, root / "annotations")]
+
+
 def read_answers(directory: Directory) -> list[str] | None:
     """The answers of `answer_list.json`, None without the file.
 
     Raises:
         ValueError: not a list of texts.
     """
-    found = [
-        path for folder in (directory.root, directory.root / "annotations") if (path := folder / ANSWERS).is_file()
-    ]
+    found = [path for path in answer_files(directory.root) if path.is_file()]
     return [text(where, {"answer": item}, "answer") for where, item in list_items(found[0])] if found else None
 
 

@@ -13,12 +13,12 @@ from vlprune.data.source import Directory
 
 
 def find_captions(directory: Directory) -> list[Path]:
-    """The caption files, one a split."""
+    """The caption files in a directory, one for each split."""
     return directory.named("captions_*.json")
 
 
 def find_questions(directory: Directory) -> list[Path]:
-    """The question files."""
+    """The question files in a directory."""
     return directory.named("*questions.json")
 
 

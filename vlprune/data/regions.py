@@ -13,7 +13,7 @@ Region = dict[str, Any]
 
 
 def regions_of(where: str, item: Any) -> list[Region]:
-    """The {box, phrase} of the `elems` of an item, each {bb, caption, possibly attributes}.
+    """The regions {box, phrase} that an item lists under `elems`, each as {bb, caption, possibly attributes}.
 
     A box is [x, y, width, height] in pixels. A phrase is the first caption behind the first attribute, where X-VLM
     (arXiv:2111.08276) draws one of each anew in every epoch.
@@ -33,7 +33,11 @@ def regions_of(where: str, item: Any) -> list[Region]:
 
 
 def box_of(where: str, box: Any) -> list[float]:
-    """The four numbers of a box."""
+    """A box as four finite numbers, [x, y, width, height].
+
+    Raises:
+        ValueError: anything else, or a width or height that is not above 0.
+    """
     numbers = isinstance(box, list) and all(
         isinstance(e, int | float) and not isinstance(e, bool) and math.isfinite(e) for e in box
     )

@@ -25,8 +25,8 @@ class Directory:
     """Files on disk.
 
     Attributes:
-        name: as the user wrote it.
-        root: where images are, in `images/` or directly.
+        name: name of the data, as the user wrote it.
+        root: the directory that holds the images, in `images/` or directly.
         files: the annotation files and tables to choose from, sorted.
         whole: whether the name is the directory's own, not that of some of its files.
     """
@@ -47,7 +47,13 @@ class Directory:
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set of the Hugging Face hub: `owner/name`, possibly with `:config`."""
+    """A data set of the Hugging Face hub: `owner/name`, possibly with `:config`.
+
+    Attributes:
+        name: name of the data, as the user wrote it.
+        path: its id, `owner/name`.
+        config: name of its configuration; None: the only one, or the default.
+    """
 
     name: str
     path: str
@@ -80,20 +86,8 @@ def find_source(name: str) -> Directory | Hub:
     raise ValueError(f"{unknown('data set', name, DATASETS)}; and there is no such directory or file")
 
 
-def data_root(name: str) -> Path:
-    """The directory of a data set; `scenes` is generated on first use.
-
-    Raises:
-        ValueError: a name that is no directory, no file and no embedded data set.
-    """
-    source = find_source(name)
-    if isinstance(source, Hub):
-        raise ValueError(f"{name} is no directory, so it would be a data set of the hub, which has none")
-    return source.root
-
-
 def cache_home() -> Path:
-    """Where generated data goes: $VLPRUNE_CACHE, else ~/.cache/vlprune."""
+    """The directory of generated data and of what is known of data: $VLPRUNE_CACHE, else ~/.cache/vlprune."""
     return Path(os.environ.get("VLPRUNE_CACHE", Path.home() / ".cache" / "vlprune"))
 
 

@@ -24,7 +24,7 @@ from datasets.exceptions import DatasetsError
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from vlprune.data.annotations import no_split, split_of
-from vlprune.data.images import ImageFolder
+from vlprune.data.images import ImageFolder, is_file
 from vlprune.data.source import Directory, Hub
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ INNER = ("raw", "caption", "answer")  # keys of the text in an object
 
 
 def read_pairs(source: Directory | Hub, split: str) -> tuple[Dataset, dict[int, str]]:
-    """The pairs of a split, one row an image, and {row: what is wrong with its image}; ids that repeat are one image.
+    """The pairs of a split, one row for each image_id, and {row: what is wrong with its image}.
 
     Columns are found by their usual names. Without a column of ids, an image_id is the split and the number of the row.
 
@@ -110,7 +110,7 @@ def streams(source: Directory | Hub) -> bool:
 
 
 def stream(source: Directory | Hub, split: str) -> tuple[IterableDataset, str, str]:
-    """The rows of a split, not read yet, images undecoded, and the names of the image and the caption column."""
+    """The rows of a split as a stream, with images undecoded, and the names of its image and its caption column."""
     own = _split(source, split)
     data = _asked(source, lambda: load_dataset(split=own, streaming=True, **_arguments(source)))
     names = data.column_names or list(_asked(source, lambda: next(iter(data))))
@@ -120,8 +120,8 @@ def stream(source: Directory | Hub, split: str) -> tuple[IterableDataset, str, s
     return data, image, captions
 
 
-def digest(source: Hub) -> str:
-    """What the version of a hub data set, as the hub or the local cache has it, is known by."""
+def fingerprint(source: Hub) -> str:
+    """The fingerprint of a hub data set: that of its revision on the hub, or in the local cache where that is all."""
     return f"hub-{_asked(source, lambda: load_dataset_builder(source.path, source.config)).hash}"
 
 
@@ -262,7 +262,7 @@ def _images(source: Directory | Hub, data: Dataset, name: str, split: str) -> tu
             for row, (path, named) in enumerate(zip(paths.to_pylist(), encoded.is_null().to_pylist()), start):
                 if named and path:
                     folder.stay(path, path, where[row])
-                    if not os.path.isfile(path):
+                    if not is_file(path):
                         problems[row] = f"{where[row]}: there is no image {path}"
         parts = [encoded, paths, pa.array(places, pa.string())]
         chunks.append(pa.StructArray.from_arrays(parts, fields=list(_struct(encoded.type))))

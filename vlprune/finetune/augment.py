@@ -15,6 +15,9 @@ from torchvision.transforms.v2 import functional as F
 
 Example = Mapping[str, Any]
 
+# Raised when the augmented images change, so that runs are made again.
+VERSION = 1
+
 LEVEL = 0.7  # 7 of 10
 ENHANCE = 1.8 * LEVEL + 0.1  # factor of brightness and sharpness
 SHEAR = math.degrees(math.atan(0.3 * LEVEL))

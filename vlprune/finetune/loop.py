@@ -1,11 +1,12 @@
-"""Fine-tuning under the mask: pruned entries are zero after every step."""
+"""Fine-tuning under the mask: pruned weights are zero after every step."""
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +16,14 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from vlprune.config import FinetuningConfig
-from vlprune.finetune.sampler import Change, Drawn, Example, Passes, unchanged
+from vlprune.finetune.checkpoint import Checkpoint
+from vlprune.finetune.sampler import Augment, AugmentedExamples, Epochs, Example, PassSampler, not_augmented
+from vlprune.finetune.sparse import kept_sparse
 
+logger = logging.getLogger(__name__)
+
+# Raised when the weights that come out change, so that runs are made again.
+VERSION = 1
 Loss = Callable[[nn.Module, Sequence[Mapping[str, Any]], Generator], Tensor]
 
 
@@ -29,28 +36,31 @@ def finetune(
     config: FinetuningConfig,
     seed: int,
     *,
-    change: Change = unchanged,
+    augment: Augment = not_augmented,
     score: Callable[[], float] | None = None,
     workers: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
-    """Losses of the steps; trains the model in place.
+    """The loss of every step; trains the model in place.
 
     Args:
-        model: in eval or train mode, left in eval mode; its pruned entries are zero already.
+        model: in eval or train mode, left in eval mode; its pruned weights are zero already.
         masks: {layer name: bool (out, in)}, True = trained.
-        layer_of: parameter name -> layer name, so that copies of a pruned layer stay pruned too.
-        examples: drawn without replacement, epoch after epoch.
+        layer_of: parameter name -> name of the layer whose mask it has, so that copies of a pruned layer stay pruned.
+        examples: the training examples; each epoch sees them once, in an order of its own.
         loss: (model, examples, generator) -> scalar, a mean over the examples.
         config: of the optimizer, the steps and their batches.
-        seed: of the order and of what the loss draws.
-        change: what is done to an example when it is drawn.
-        score: how good the model is, in eval mode, after each epoch; the weights that it is highest with are kept, of
-            equally good ones the first. None keeps the last.
-        workers: processes that read and change examples; any number gives the same training.
+        seed: of the order of the examples and of the random choices of the loss.
+        augment: what is done to an example before it is trained on.
+        score: returns how good the model is, in eval mode; asked after each epoch, and the weights with the highest
+            score are kept, of equally good ones the first. None keeps the last weights.
+        workers: loader processes that read and augment examples; any number gives the same training.
+        checkpoint: where the state of training is stored now and then; training goes on from one that is there.
 
     Raises:
         RuntimeError: a loss that is not finite.
         ValueError: no examples.
+        Interrupted: the process was asked to stop; the checkpoint holds where training was.
     """
     if config.steps == 0:
         return []
@@ -61,12 +71,12 @@ def finetune(
         # A task leaves some modules out, such as BLIP's encoder in captioning.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    draws = torch.Generator().manual_seed(seed + 1)
+    choices = torch.Generator().manual_seed(seed + 1)
     n, epochs = len(examples), config.epochs
     epoch = max(1, n // config.batch_size) if epochs is None else math.ceil(n / config.batch_size)
     steps = config.steps if epochs is None else epochs * epoch
     assert steps is not None  # FinetuningConfig has one of both
-    passes = Passes(
+    sampler = PassSampler(
         n,
         batch_size=config.batch_size,
         device_batch=config.device_batch,
@@ -79,18 +89,38 @@ def finetune(
     schedule = get_scheduler(config.schedule, optimizer, math.ceil(config.warmup * steps), steps)
     # The scheduler is stepped by hand, once an optimizer step, whatever the number of processes.
     prepared, prepared_optimizer = accelerator.prepare(_Loss(model, loss, config.precision), optimizer)
+    batches = Epochs(_loader(AugmentedExamples(examples, augment), sampler, workers), sampler)
     history, best, kept = [], -math.inf, None
-    batches = _endless(_loader(Drawn(examples, change), passes, workers))
+    if checkpoint is not None and (state := checkpoint.read()) is not None:
+        history, best, kept = state["history"], state["best"], state["kept"]
+        for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule"), (batches, "batches")):
+            part.load_state_dict(state[name])
+        _set_random_state(state["random"], choices)
+        logger.info("fine-tuning goes on from step %d of %d", len(history), steps)
+
+    def snapshot() -> dict[str, Any]:
+        """All that the rest of the training depends on."""
+        return {
+            "history": history,
+            "best": best,
+            "kept": kept,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "batches": batches.state_dict(),
+            "random": _random_state(choices),
+        }
+
     model.train()
     with kept_sparse(model, optimizer, masks, layer_of):
-        for step in range(steps):
+        for step in range(len(history), steps):
             prepared_optimizer.zero_grad(set_to_none=True)
             history.append(0.0)
-            for left in reversed(range(passes.per_step)):
+            for left in reversed(range(sampler.per_step)):
                 batch = next(batches)
                 with accelerator.no_sync(prepared) if left else nullcontext():
                     # Averaged over the examples of the step; gradients are averaged over processes.
-                    value = prepared(batch, draws) * (len(batch) * accelerator.num_processes / passes.size)
+                    value = prepared(batch, choices) * (len(batch) * accelerator.num_processes / sampler.size)
                     accelerator.backward(value)
                 history[-1] += value.item()
             if not math.isfinite(history[-1]):
@@ -107,41 +137,12 @@ def finetune(
                 if found > best:
                     best, kept = found, _copied(model)
                 model.train()
+            if checkpoint is not None:
+                checkpoint.after_step(snapshot)
     if kept is not None:
         model.load_state_dict(kept)
     model.eval()
     return history
-
-
-@contextmanager
-def kept_sparse(
-    model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor], layer_of: Callable[[str], str]
-) -> Iterator[None]:
-    """While inside, gradients of pruned entries are zero, and so are the entries after every optimizer step.
-
-    The gradient alone would not do: old momentum and weight decay move an entry without one. The step alone would not
-    either: the gradients of dead entries would count in the clipped norm.
-    """
-    masked = [
-        (parameter, masks[layer_of(name)].to(parameter.device))
-        for name, parameter in model.named_parameters()
-        if name.endswith(".weight") and layer_of(name) in masks
-    ]
-
-    def zero_pruned(*_: object) -> None:
-        with torch.no_grad():
-            for parameter, mask in masked:
-                parameter.mul_(mask)
-
-    handles = []
-    try:
-        for parameter, mask in masked:
-            handles.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
-        handles.append(optimizer.register_step_post_hook(zero_pruned))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Loss(nn.Module):
@@ -176,13 +177,13 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
-def _loader(drawn: Drawn, passes: Passes, workers: int) -> DataLoader:
+def _loader(examples: AugmentedExamples, sampler: PassSampler, workers: int) -> DataLoader:
     if workers:  # new ones in every epoch, which then need not import all that again
         multiprocessing.set_forkserver_preload(["vlprune.finetune.augment", "vlprune.finetune.sampler"])
     return DataLoader(
-        drawn,  # pyright: ignore[reportArgumentType]
-        batch_sampler=passes,
-        generator=passes.generator,
+        examples,  # pyright: ignore[reportArgumentType]
+        batch_sampler=sampler,
+        generator=sampler.generator,
         collate_fn=list,
         num_workers=workers,
         # A run has threads, and a fork of it would copy their locks.
@@ -190,6 +191,14 @@ def _loader(drawn: Drawn, passes: Passes, workers: int) -> DataLoader:
     )
 
 
-def _endless(loader: DataLoader) -> Iterator[list[Any]]:
-    while True:
-        yield from loader
+def _random_state(choices: Generator) -> dict[str, Any]:
+    """The state of the loss's generator and of those that dropout draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"choices": choices.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: Mapping[str, Any], choices: Generator) -> None:
+    choices.set_state(state["choices"])
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

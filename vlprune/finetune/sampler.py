@@ -1,30 +1,34 @@
-"""Draws: which training examples a step sees, epoch after epoch, and what is changed in them."""
+"""Which training examples each forward pass sees, epoch after epoch."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Generator
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Example = Mapping[str, Any]
-Change = Callable[[Example, int], Example]
+Augment = Callable[[Example, int], Example]
 
 
-def unchanged(example: Example, _number: int) -> Example:
-    """The example: the `Change` of training without augmentation."""
+def not_augmented(example: Example, _number: int) -> Example:
+    """The example as it is: the `Augment` of training without augmentation."""
     return example
 
 
-class Captions(Sequence):
-    """Pairs of an image and one of its captions: an image with five captions is five examples."""
+class CaptionExamples(Sequence):
+    """Training examples of one caption each: an image with five captions is five examples.
+
+    Args:
+        pairs: images with their captions, as `load_pairs` returns them.
+    """
 
     def __init__(self, pairs: Dataset) -> None:
         self.pairs = pairs
@@ -40,42 +44,48 @@ class Captions(Sequence):
         return {**pair, "captions": [caption]}
 
 
-class Drawn(Sequence):
-    """The examples by the number of their draw: those of an epoch are numbered on from those of the one before.
+class AugmentedExamples(Sequence):
+    """The examples of all epochs under running numbers, augmented by their number.
 
-    Attributes:
-        examples: of one epoch.
-        change: (example, number) -> what is trained on; the same for the same number, in whatever process.
+    Of n examples, those of the first epoch have the numbers 0 to n - 1, those of the second n to 2n - 1, and so on.
+
+    Args:
+        examples: those of one epoch.
+        augment: (example, number) -> the example that is trained on; the same for the same number, in any process.
     """
 
-    def __init__(self, examples: Sequence[Example], change: Change) -> None:
-        self.examples, self.change = examples, change
+    def __init__(self, examples: Sequence[Example], augment: Augment) -> None:
+        self.examples, self.augment = examples, augment
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, number: int) -> Example:
-        return self.change(self.examples[number % len(self.examples)], number)
+        return self.augment(self.examples[number % len(self.examples)], number)
 
 
-class Passes(Sampler[list[int]]):
-    """The draws of one forward pass after another; a new iterator is the next epoch.
+class PassSampler(Sampler[list[int]]):
+    """A batch sampler of forward passes: the numbers of the examples of one pass after another; iterate per epoch.
 
-    A step's batch has batch_size examples, or all where there are fewer. It is split as evenly as may be into passes,
-    as many in every process, none of them larger than device_batch.
+    An optimizer step has batch_size examples, or all where there are fewer. They are split as evenly as possible into
+    passes, equally many in every process, none of them larger than device_batch. Of 100 examples, with batch_size 10
+    and device_batch 4, the passes of a step have 4, 3 and 3 examples.
 
     Args:
-        n: examples of an epoch.
-        batch_size: examples a step, over all processes.
-        device_batch: most examples a pass; None: all.
-        steps: of an epoch; the first examples of the epoch fill up its last batch.
-        generator: of the order.
+        n: number of examples in an epoch.
+        batch_size: examples in an optimizer step, over all processes.
+        device_batch: most examples in a pass (None: all of the step).
+        steps: number of optimizer steps in an epoch; where they need more than n examples, the first ones of the epoch
+            fill up the last step.
+        generator: of the order of the examples, drawn anew in each epoch.
         rank: number of this process.
         world: number of processes.
 
     Attributes:
-        size: examples a step, over all processes.
-        per_step: passes a step, in this process.
+        size: examples in an optimizer step, over all processes.
+        per_step: passes in an optimizer step, in this process.
+        epoch: number of the next epoch.
+        skip: number of passes to leave out at the beginning of the next epoch.
     """
 
     def __init__(
@@ -92,17 +102,56 @@ class Passes(Sampler[list[int]]):
         self.n, self.steps, self.generator, self.rank, self.world = n, steps, generator, rank, world
         self.size = min(batch_size, n)
         self.per_step = -(-self.size // (world * (device_batch or self.size)))
-        self.epoch = 0
+        self.epoch = self.skip = 0
 
     def __len__(self) -> int:
         return self.steps * self.per_step
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator, so that an epoch begins with its first pass: loaders with workers ask for two iterators.
+        skip, self.skip = self.skip, 0
         first = self.epoch * self.n
         self.epoch += 1
+        yield from islice(self._passes(first), skip, None)
+
+    def _passes(self, first: int) -> Iterator[list[int]]:
         order = np.fromiter(RandomSampler(range(self.n), generator=self.generator), int)
         for step in range(self.steps):
             rows = order[np.arange(step * self.size, (step + 1) * self.size) % self.n]
             passes = np.array_split(first + rows, self.world * self.per_step)
             for numbers in passes[self.rank * self.per_step : (self.rank + 1) * self.per_step]:
                 yield numbers.tolist()
+
+
+class Epochs(Iterator[list[Any]]):
+    """The examples of one pass after another, without end, which can go on from where another such iterator was.
+
+    Args:
+        loader: of one epoch.
+        sampler: its batch sampler.
+    """
+
+    def __init__(self, loader: DataLoader, sampler: PassSampler) -> None:
+        self.loader, self.sampler = loader, sampler
+        self.epoch, self.taken, self.order = sampler.epoch, 0, sampler.generator.get_state()
+        self._passes = iter(())
+
+    def __next__(self) -> list[Any]:
+        batch = next(self._passes, None)
+        while batch is None:
+            # What the epoch's order is drawn from, before it is drawn.
+            self.epoch, self.taken = self.sampler.epoch, self.sampler.skip
+            self.order = self.sampler.generator.get_state()
+            self._passes = iter(self.loader)
+            batch = next(self._passes, None)
+        self.taken += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is."""
+        return {"epoch": self.epoch, "taken": self.taken, "order": self.order}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; before the first pass is taken."""
+        self.sampler.epoch, self.sampler.skip = state["epoch"], state["taken"]
+        self.sampler.generator.set_state(state["order"])

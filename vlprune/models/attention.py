@@ -8,22 +8,23 @@ from torch import Tensor
 from vlprune.models.text import Tokens
 
 
-def attention_bias(valid: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
-    """Additive attention mask (n, 1, 1, t) of valid positions (n, t); None where all are valid."""
-    if valid is None:
+def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    """The additive form (n, 1, 1, t) of an attention mask (n, t) bool: 0 where it is True, else the lowest number.
+
+    None, which stands for a mask without padding, stays None.
+    """
+    if attention_mask is None:
         return None
-    return torch.zeros(valid.shape, dtype=dtype, device=valid.device).masked_fill(~valid, torch.finfo(dtype).min)[
-        :, None, None
-    ]
+    zeros = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
+    return zeros.masked_fill(~attention_mask, torch.finfo(dtype).min)[:, None, None]
 
 
-def causal_bias(tokens: Tokens, past: int) -> Tensor:
+def causal_mask(tokens: Tokens, past: int) -> Tensor:
     """Additive causal mask (1, 1, length, past + length); padding is on the right, so causality hides it too."""
     length = tokens.ids.shape[1]
     hidden = torch.ones(length, past + length, dtype=torch.bool, device=tokens.ids.device).triu(past + 1)
-    return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.float32).min)[
-        None, None
-    ]
+    zeros = torch.zeros(hidden.shape, device=hidden.device)
+    return zeros.masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
 
 
 def positions(tokens: Tokens, past: int) -> Tensor:

@@ -1,43 +1,47 @@
-"""ModelAdapter: what pruning and fine-tuning need of a vision-language model."""
+"""ModelAdapter: what pruning, calibration, fine-tuning and the tasks need of a vision-language model."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
 from vlprune.batch import Batch
+from vlprune.config import NoOptions
 from vlprune.graph import BipartiteLayer, LayerGraph
 from vlprune.models.images import ImageInput
 
 Config = dict[str, Any]
-TASKS = ("retrieval", "captioning", "vqa")
 
 
 class ModelAdapter(nn.Module):
     """A vision-language model as a layer graph, with what calibration and the tasks ask of it.
 
-    A family provides what is marked abstract, and of the interface of the tasks (`eval.base`) what its `tasks` need.
+    A family provides the methods marked abstract. Of the tasks' interface (`eval.base.VisionLanguageModel`) it provides
+    the methods that it can; `can` says which tasks that is enough for.
 
     Attributes:
-        family: key in FAMILIES.
-        tasks: names of the tasks that the model can be fine-tuned for.
+        family: the family's name, a key of `registry.FAMILIES`.
+        options: dataclass (of `config.validated`) of the family's options; every field defaults to None, which leaves
+            the model as its checkpoint says.
         uses_regions: whether pretraining and calibration look at regions of images.
         scored_losses: names of the pretraining losses whose sum the gradient methods differentiate.
-        excluded: parts of the names of modules that are never pruned.
+        excluded: parts of the names of modules that are never pruned, such as "vision_proj".
         image: how pictures become pixels.
-        config: settings that `models.checkpoints.build` makes a model of the same shape from.
-        valid: {stream: which positions are no padding (n, length), None for all}, during a recorded pass.
+        config: plain values that describe the model, from which one of the same shape can be built.
+        attention_masks: during a recorded pass, {stream: attention mask (n, length) bool, None where no position is
+            padding}; empty otherwise.
     """
 
-    family: str
-    tasks: tuple[str, ...] = TASKS
+    family: ClassVar[str]
+    options: ClassVar[type] = NoOptions
     uses_regions: bool = False
     scored_losses: tuple[str, ...]
     excluded: tuple[str, ...]
@@ -46,46 +50,81 @@ class ModelAdapter(nn.Module):
         super().__init__()
         self.image = image
         self.config: Config = {}
-        self.valid: dict[str, Tensor | None] = {}
+        self.attention_masks: dict[str, Tensor | None] = {}
 
     # ---- what a family provides ----
 
     @abstractmethod
     def modality_of(self, module: str) -> str:
-        """ "vision", "text" or "fusion"."""
+        """The modality of a module: "vision", "text" or "fusion"."""
 
     @abstractmethod
     def stream_of(self, module: str) -> str:
-        """The stream (a key of `valid` during a recorded pass) that feeds a module."""
+        """The stream that feeds a module, a key of `attention_masks` during a recorded pass."""
 
     def layer_of(self, parameter: str) -> str:
-        """The graph's name of the layer that a parameter belongs to, of the copies that a task head makes too."""
+        """The graph's name of the layer that a parameter belongs to.
+
+        A parameter that a task head copied from a layer belongs to that layer, whose mask then applies to both.
+        """
         return parameter.removesuffix(".weight")
 
     def add_task_head(self, task: str) -> None:
-        """Gives the model, in place, the modules that a task fine-tunes, from the present weights; none here."""
+        """Gives the model, in place, the modules that a task fine-tunes, made of the present weights.
+
+        Nothing is added for a task that needs no modules of its own; neither is it for one that the family does not
+        know by name.
+        """
 
     @abstractmethod
     def resize_images(self, size: int) -> None:
         """Makes the model take images of another size, in place; position embeddings are interpolated.
 
         Raises:
-            ValueError: a size that is no multiple of the patches'.
+            ValueError: the size is no multiple of the patch size.
         """
 
     @abstractmethod
     def pretraining_losses(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
-        """{loss name: scalar}; recorded passes inside (`recording`) feed the activation statistics."""
+        """The pretraining losses of a batch, {name: scalar}.
+
+        Passes that are recorded (see `recording`) feed the statistics of activations.
+        """
+
+    def n_samples(self, batch: Batch) -> int:
+        """The number of samples in a batch that the pretraining losses are means over: its pairs."""
+        return len(batch.images)
 
     @abstractmethod
     def calibration_forward(self, batch: Batch) -> None:
-        """The recorded passes alone, without losses."""
+        """Runs the recorded passes over a batch alone, without losses."""
+
+    # ---- options and tasks ----
+
+    def apply_options(self, options: Any) -> None:
+        """Sets, in place, the options that are given; the others stay as the checkpoint says.
+
+        Args:
+            options: an instance of the class's `options`. A saved model keeps what they set.
+        """
+        given = {f.name: getattr(options, f.name) for f in fields(options) if getattr(options, f.name) is not None}
+        for name, value in given.items():
+            setattr(self, name, value)
+        self.config = {**self.config, **given}
+
+    def can(self, needs: Collection[str]) -> bool:
+        """Whether the model has the methods that a task calls, such as {"generate", "captioning_loss"}."""
+        return not self.lacks(needs)
+
+    def lacks(self, needs: Collection[str]) -> tuple[str, ...]:
+        """Those of the methods that a task calls that this model has not, in alphabetical order."""
+        return tuple(name for name in sorted(needs) if not callable(getattr(self, name, None)))
 
     # ---- the graph ----
 
     @property
     def graph(self) -> LayerGraph:
-        """Every linear weight outside the heads, in module order, a shared one once."""
+        """Every linear weight outside the heads, in the order of the modules; a tied one is there once."""
         return self._graph
 
     @cached_property
@@ -103,22 +142,27 @@ class ModelAdapter(nn.Module):
         return LayerGraph(tuple(layers))
 
     def weight(self, name: str) -> nn.Parameter:
-        """The weight of a layer of the graph."""
+        """The weight (out, in) of a layer of the graph."""
         return self.get_parameter(f"{name}.weight")
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return next(self.parameters()).device
 
     @contextmanager
-    def recording(self, **streams: Tensor | None) -> Iterator[None]:
-        """A pass whose layer inputs count for the statistics; streams name the valid positions (None: all)."""
-        self.valid = streams
+    def recording(self, **attention_masks: Tensor | None) -> Iterator[None]:
+        """A context in which the inputs of layers count for the statistics.
+
+        Args:
+            attention_masks: for each stream that is recorded its attention mask (n, length) bool, None where no
+                position is padding, as in `recording(image=None, text=tokens.attention_mask)`.
+        """
+        self.attention_masks = attention_masks
         try:
             yield
         finally:
-            self.valid = {}
+            self.attention_masks = {}
 
     # ---- inputs ----
 

@@ -3,63 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from vlprune.graph import LayerGraph
 from vlprune.masks import Masks, mask_hash, sparsity
 
-LOADING = {
-    "blip": """from transformers import AutoImageProcessor, AutoTokenizer, {first}
 
-model = {first}.from_pretrained(DIRECTORY){others}
-tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
-images = AutoImageProcessor.from_pretrained(DIRECTORY, backend="pil")  # the other backend resizes otherwise""",
-    "xvlm": """from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+@dataclass(frozen=True)
+class CardLines:
+    """What a family says on the cards of its models.
 
-# modeling_xvlm.py in this directory needs torch and transformers alone.
-model = AutoModel.from_pretrained(DIRECTORY, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)  # texts are [CLS] pieces, without [SEP]
-images = AutoImageProcessor.from_pretrained(DIRECTORY, backend="pil")  # the other backend resizes otherwise""",
-    "open_clip": """import open_clip
+    Attributes:
+        library: the library that loads the model, such as "transformers".
+        loading: the lines of Python that load it from DIRECTORY.
+        note: what someone who uses it there must know, a paragraph.
+        target: what the masks can be applied to, as the end of "a model …".
+    """
 
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:DIRECTORY")
-tokenizer = open_clip.get_tokenizer("local-dir:DIRECTORY")""",
-}
-OURS = """import vlprune
-
-# transformers' BlipForQuestionAnswering cannot hold images and texts of different widths.
-model = vlprune.load_model(DIRECTORY)"""
-BLIP_CLASSES = {
-    "retrieval": "BlipForImageTextRetrieval",
-    "captioning": "BlipForConditionalGeneration",
-    "vqa": "BlipForQuestionAnswering",
-}
-NOTES = {
-    "blip": "Texts that look at an image begin with the token [ENC], captions and answers with [DEC], as in BLIP's own "
-    "code; transformers leaves that to the caller, and its report names the parts that a class does not use. "
-    "Its answer decoder does not see which tokens of a question are padding: ask questions of equal length together.",
-    "xvlm": "`model(pixel_values, input_ids, attention_mask)` gives image and text features, fused states and matching "
-    "logits.",
-    "open_clip": "Query, key and value weights are packed as open_clip holds them.",
-}
+    library: str
+    loading: str
+    note: str
+    target: str = "with the same names"
 
 
-def card(
-    family: str,
-    tasks: tuple[str, ...],
-    graph: LayerGraph,
-    masks: Masks,
-    provenance: Mapping[str, str],
-) -> str:
-    """The README.md of a pruned model's directory, Markdown.
+def card(lines: CardLines, graph: LayerGraph, masks: Masks, provenance: Mapping[str, str]) -> str:
+    """The README.md, in Markdown, of a pruned model's directory.
 
     Args:
-        family: of the adapter.
-        tasks: of the adapter, those for which transformers has a class that holds it; none: it loads here alone.
-        graph: its prunable layers.
-        masks: what was kept.
-        provenance: where they come from, in the order of the lines.
+        lines: what the family says.
+        graph: the prunable layers.
+        masks: the masks that were applied.
+        provenance: where they come from, {name: value} in the order of the lines; "model" is the name and the
+            fingerprint of the model that was pruned.
     """
     groups = {group: [layer.name for layer in graph if layer.modality == group] for group in graph.modality.values()}
     rows = [
@@ -67,17 +44,12 @@ def card(
         f"{sum(int(masks[n].sum()) for n in names):,} | {100 * sparsity({n: masks[n] for n in names}):.2f} % |"
         for group, names in (*groups.items(), ("all", list(masks)))
     ]
-    classes = [BLIP_CLASSES[task] for task in tasks]
-    others = f"  # or {', '.join(classes[1:])}" if classes[1:] else ""
-    loading = LOADING[family].replace("{others}", others).replace("{first}", classes[0]) if classes else OURS
-    whose = "of open_clip that vlprune has loaded" if family == "open_clip" else "with the same names"
-    library = "open_clip" if family == "open_clip" else "transformers"
     done = [f"- {key}: `{value}`" for key, value in provenance.items() if key != "modality"]
     moved = " and new values for the weights that stay" if masks.weights is not None else ""
     return "\n".join(
         [
             "---",
-            f"library_name: {library}",
+            f"library_name: {lines.library}",
             "tags: [vlprune, pruning, sparse, image-text]",
             "---",
             "",
@@ -98,14 +70,14 @@ def card(
             "## How to load it",
             "",
             "```python",
-            loading,
+            lines.loading,
             "```",
             "",
-            NOTES[family],
+            lines.note,
             "",
             f"`masks.safetensors` holds one bit for every prunable weight{moved}, in its header where they come "
             f"from and their sha256, `{mask_hash(masks)}`. `vlprune.load_masks(path).apply(model)` applies them to "
-            f"a model {whose}.",
+            f"a model {lines.target}.",
             "",
         ]
     )

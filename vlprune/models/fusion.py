@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +13,29 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from transformers import EncoderDecoderCache, PreTrainedTokenizerFast
 
-from vlprune.models.base import ModelAdapter
+from vlprune.models.base import Config, ModelAdapter
 from vlprune.models.generation import beam_search
 from vlprune.models.images import ImageInput
 from vlprune.models.text import Tokens, pad, word_ids
 
-MAX_WORDS = 40
+MAX_WORDS = 40  # of any text, in words before and in pieces after tokenization; see `FusionAdapter`
+ITM_EPSILON = 1e-5  # added to the probability of every negative; see `FusionAdapter`
 
 
 @dataclass(frozen=True)
 class TextStates:
-    """Encoded texts: their tokens and the hidden states (n, length, width) of the text encoder."""
+    """Encoded texts.
+
+    Attributes:
+        tokens: the texts' tokens.
+        hidden: hidden states (n, length, width) of the text encoder.
+    """
 
     tokens: Tokens
     hidden: Tensor
 
     def select(self, index: Tensor) -> TextStates:
-        """The texts at index (k,), cut to the longest of them."""
+        """The texts at positions index (k,), padded to the longest of them."""
         tokens = self.tokens.select(index)
         return TextStates(tokens, self.hidden[index][:, : tokens.ids.shape[1]])
 
@@ -37,16 +43,20 @@ class TextStates:
 class FusionAdapter(ModelAdapter):
     """A vision-language model with ITC and ITM heads and a text decoder.
 
-    A family provides the primitives marked abstract; the losses and the task interface (`eval.base`) are written here
-    once. All losses and scores are those of ALBEF, BLIP and X-VLM, without momentum encoders and queues.
+    A family provides the primitives marked abstract; the losses and the tasks' interface (`eval.base`) are written here
+    once. All losses and scores are those of ALBEF, BLIP and X-VLM, without momentum encoders and queues. Deviations
+    from the reference, in both families: the negatives of ITM are drawn with 1e-5 added to their probability, as in
+    X-VLM (BLIP adds 1e-4 in pretraining and nothing in retrieval); every text has at most 40 words and 40 tokens, as
+    X-VLM's captions have (BLIP cuts at 30 tokens in pretraining and at 30 words in retrieval).
 
     Attributes:
-        tokenizer: of texts.
-        label_smoothing: of the language-model losses.
-        prompt: what captions begin with.
-        image_width: of the image tokens.
-        text_width: of the hidden states of texts.
-        fresh_memory: whether a task head has keys and values that no pretrained layer could give.
+        tokenizer: the tokenizer of all texts.
+        label_smoothing: label smoothing of the language-model losses.
+        prompt: the words that every caption begins with.
+        image_width: width of the image tokens.
+        text_width: width of the hidden states of texts.
+        fresh_cross_attention: whether a task head has keys and values in its cross-attention that no pretrained layer
+            could give, since those read tokens of another width.
     """
 
     image_width: int
@@ -61,7 +71,22 @@ class FusionAdapter(ModelAdapter):
         self.tokenizer = tokenizer
         self.label_smoothing = label_smoothing
         self.prompt = prompt
-        self.fresh_memory = False
+        self.fresh_cross_attention = False
+
+    @classmethod
+    def from_config(cls, config: Config, tokenizer: PreTrainedTokenizerFast) -> Self:
+        """A model with fresh weights.
+
+        Args:
+            config: {"family": name, "vision": {...}, "text": {...}} in transformers' words, and further arguments of
+                the class, such as "embed_dim".
+            tokenizer: a WordPiece tokenizer with [CLS], [SEP] and [MASK], for BLIP with [DEC] and [ENC] too.
+        """
+        arguments: Any = {key: value for key, value in config.items() if key != "family"}
+        make: Any = cls
+        model = make(tokenizer, **arguments)
+        model.config = dict(config)
+        return model
 
     # ---- primitives of a family ----
 
@@ -79,43 +104,58 @@ class FusionAdapter(ModelAdapter):
         """Hidden states (n, length, width) of the text alone; the first token stands for the text."""
 
     @abstractmethod
-    def fuse(self, texts: TextStates, images: Tensor, image_valid: Tensor | None = None) -> Tensor:
-        """Hidden states (n, length, width) of n texts that look at n images' tokens, image_valid (n, t) of them."""
+    def fuse(self, texts: TextStates, images: Tensor, image_mask: Tensor | None = None) -> Tensor:
+        """Hidden states (n, length, width) of n texts that look at n images.
+
+        Args:
+            texts: n texts.
+            images: image tokens (n, t, width).
+            image_mask: attention mask (n, t) bool of the image tokens; None where all of them are looked at.
+        """
 
     @abstractmethod
     def decode(
         self,
         kind: Literal["caption", "answer"],
         tokens: Tokens,
-        memory: Tensor,
-        memory_valid: Tensor | None,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None,
         cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
-        """Next-token logits (n, length, vocabulary) of a causal decoder that looks at memory (n, t, width)."""
+        """Next-token logits (n, length, vocabulary) of the causal decoder.
+
+        Args:
+            kind: what is generated: a caption or an answer.
+            tokens: the n texts so far, without those whose keys and values are in the cache.
+            encoder_hidden_states: what the decoder looks at (n, t, width): image tokens for captions, fused states of
+                questions for answers.
+            encoder_attention_mask: attention mask (n, t) bool of the encoder hidden states; None where none is padding.
+            cache: keys and values of the tokens before.
+        """
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Encoder input: special tokens as the family puts them, right-padded, on the model's device."""
+        """The encoder's input for texts: special tokens as the family puts them, on the model's device."""
 
     @property
     @abstractmethod
     def start_id(self) -> int:
-        """First token of the decoder."""
+        """Id of the first token of what the decoder reads."""
 
     @property
     def end_id(self) -> int:
-        """Last token of the decoder, [SEP]."""
+        """Id of the last token of what the decoder reads, [SEP]."""
         return self.token_id("[SEP]")
 
     def _is_fresh(self, module: str) -> bool:
-        """Whether VQA's decoder has new keys and values there: those learned on images read another width."""
-        return self.fresh_memory and "crossattention.self." in module and not module.endswith("query")
+        """Whether a module is the key or value of VQA's decoder that is new, since it reads texts and not images."""
+        return self.fresh_cross_attention and "crossattention.self." in module and not module.endswith("query")
 
     def grid(self, size: int, patch: int) -> int:
         """Patches along the side of an image of a size, which the model takes from now on.
 
         Raises:
-            ValueError: patches that do not fill the side.
+            ValueError: the size is no multiple of the patch size.
         """
         if size < patch or size % patch:
             raise ValueError(f"the image size must be a multiple of the patch size {patch}, got {size}")
@@ -124,7 +164,7 @@ class FusionAdapter(ModelAdapter):
             self.config = {**self.config, "vision": {**self.config["vision"], "image_size": size}}
         return size // patch
 
-    def _refresh_memory(self, layer: nn.Module, std: float) -> None:
+    def _renew_cross_attention(self, layer: nn.Module, std: float) -> None:
         """Gives a decoder layer, in place, fresh keys and values that read texts; biases stay, as in the reference."""
         attention: Any = layer.get_submodule("crossattention.self")
         for name in ("key", "value"):
@@ -144,30 +184,33 @@ class FusionAdapter(ModelAdapter):
         return index
 
     def encode_texts(self, texts: Sequence[str]) -> TextStates:
-        """Text states of strings."""
+        """The text encoder's states of strings."""
         tokens = self.tokenize(texts)
         return TextStates(tokens, self.encode_tokens(tokens))
 
     def target_tokens(self, texts: Sequence[str], prefix: str = "") -> tuple[Tokens, int]:
-        """Decoder sequences start, prefix, text, end; and the length of start + prefix, which is given."""
+        """What the decoder reads for texts, and how many of its first tokens are given, not to be predicted.
+
+        A text becomes start, prefix, pieces, end; start and prefix are given.
+        """
         given = [self.start_id, *self._pieces([prefix])[0]] if prefix else [self.start_id]
-        rows = [[*given, *pieces, self.end_id] for pieces in self._pieces(texts)]
-        return self._to_device(pad(rows, self.token_id("[PAD]"))), len(given)
+        sequences = [[*given, *pieces, self.end_id] for pieces in self._pieces(texts)]
+        return self._to_device(pad(sequences, self.token_id("[PAD]"))), len(given)
 
     def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         return word_ids(self.tokenizer, texts, MAX_WORDS, MAX_WORDS - 2)
 
     def _to_device(self, tokens: Tokens) -> Tokens:
-        return Tokens(tokens.ids.to(self.device), tokens.valid.to(self.device))
+        return Tokens(tokens.ids.to(self.device), tokens.attention_mask.to(self.device))
 
     # ---- losses ----
 
     def image_features(self, image_tokens: Tensor) -> Tensor:
-        """Unit features (n, d)."""
+        """Features of unit length (n, d) of image tokens (n, t, width)."""
         return F.normalize(self.vision_proj(image_tokens[:, 0]), dim=-1)
 
     def text_features(self, hidden: Tensor) -> Tensor:
-        """Unit features (n, d)."""
+        """Features of unit length (n, d) of hidden states (n, length, width) of texts."""
         return F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
 
     def itc_loss(self, image_features: Tensor, text_features: Tensor, positive: Tensor) -> Tensor:
@@ -180,15 +223,20 @@ class FusionAdapter(ModelAdapter):
     def hard_negatives(
         self, image_features: Tensor, text_features: Tensor, positive: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor]:
-        """For every text a negative image (n,), for every image a negative text (n,), drawn by their similarity."""
+        """For every text a negative image (n,), for every image a negative text (n,), drawn by their similarity.
+
+        Raises:
+            RuntimeError: features are not finite.
+            ValueError: a pair has no negative in the batch.
+        """
         logits = image_features @ text_features.t() / self.temp.clamp(0.001, 0.5)
         if not torch.isfinite(logits).all():
             raise RuntimeError("the image or text features are not finite")
         if positive.all(1).any():
             raise ValueError(f"matching needs a negative for every pair, but a batch of {len(logits)} has none")
         drawn = []
-        for rows in (logits.t(), logits):
-            weights = (rows.softmax(1) + 1e-5).masked_fill(positive, 0.0)
+        for similarities in (logits.t(), logits):
+            weights = (similarities.softmax(1) + ITM_EPSILON).masked_fill(positive, 0.0)
             drawn.append(torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(self.device))
         return drawn[0], drawn[1]
 
@@ -198,23 +246,31 @@ class FusionAdapter(ModelAdapter):
         images: Tensor,
         positive_hidden: Tensor,
         negatives: tuple[Tensor, Tensor],
-        image_valid: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ) -> Tensor:
-        """Cross-entropy of match / no match over n pairs and 2n hard negatives; positive_hidden is their fusion."""
+        """Cross-entropy of match or no match over n pairs and 2n hard negatives.
+
+        Args:
+            texts: n texts.
+            images: tokens (n, t, width) of the images that belong to them.
+            positive_hidden: the fusion (n, length, width) of these pairs.
+            negatives: what `hard_negatives` returns.
+            image_mask: attention mask (n, t) bool of the image tokens, or None.
+        """
         negative_image, negative_text = negatives
         own = torch.arange(len(images), device=self.device)
         image_index = torch.cat([negative_image, own])
         text_index = torch.cat([own, negative_text])
-        valid = None if image_valid is None else image_valid[image_index]
-        negative_hidden = self.fuse(texts.select(text_index), images[image_index], valid)
+        mask = None if image_mask is None else image_mask[image_index]
+        negative_hidden = self.fuse(texts.select(text_index), images[image_index], mask)
         logits = self.itm_head(torch.cat([positive_hidden[:, 0], negative_hidden[:, 0]]))
         target = torch.zeros(len(logits), dtype=torch.long, device=self.device)
         target[: len(images)] = 1
         return F.cross_entropy(logits, target)
 
     def sequence_losses(self, logits: Tensor, tokens: Tokens, given: int) -> Tensor:
-        """Label-smoothed next-token losses (n,), summed over the tokens after the first `given`."""
-        target = tokens.ids[:, 1:].masked_fill(~tokens.valid[:, 1:], -100)
+        """Label-smoothed next-token losses (n,), summed over the tokens of each text after the first `given`."""
+        target = tokens.ids[:, 1:].masked_fill(~tokens.attention_mask[:, 1:], -100)
         target[:, : given - 1] = -100
         loss = F.cross_entropy(
             logits[:, :-1].transpose(1, 2),
@@ -226,38 +282,35 @@ class FusionAdapter(ModelAdapter):
         return loss.sum(1)
 
     def caption_loss(self, image_tokens: Tensor, captions: Sequence[str], prefix: str) -> Tensor:
-        """Mean language-model loss of a token."""
+        """Language-model loss of n captions of n images, averaged over the tokens that are predicted."""
         tokens, given = self.target_tokens(captions, prefix)
         logits = self.decode("caption", tokens, image_tokens, None)
-        return self.sequence_losses(logits, tokens, given).sum() / tokens.valid[:, given:].sum()
+        return self.sequence_losses(logits, tokens, given).sum() / tokens.attention_mask[:, given:].sum()
 
     # ---- the tasks' interface (eval.base.VisionLanguageModel) ----
 
     def tokens_of(self, images: Sequence[Image.Image]) -> Tensor:
-        """Tokens (n, t, width)."""
+        """Image tokens (n, t, width) of pictures."""
         return self.encode_images(self.pixels(images))
 
     def embed_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Unit features (n, d) and tokens (n, t, width)."""
+        """Features of unit length (n, d) and image tokens (n, t, width) of pictures."""
         tokens = self.tokens_of(images)
         return self.image_features(tokens), tokens
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, TextStates]:
-        """Unit features (n, d) and the states that `match` takes."""
+        """Features of unit length (n, d) of texts, and the states that `match` takes."""
         states = self.encode_texts(texts)
         return self.text_features(states.hidden), states
 
     def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:
-        """ITM logit of n pairs plus their ITC similarity, (n,).
-
-        BLIP's rule; X-VLM ranks by the logit alone.
-        """
+        """Re-ranking scores (n,) of n pairs: the ITM logit plus the ITC similarity (n,), which is BLIP's rule."""
         return self.itm_head(self.fuse(texts, image_tokens)[:, 0])[:, 1] + similarity
 
     def retrieval_loss(
         self, images: Sequence[Image.Image], texts: Sequence[str], image_ids: Sequence[Any], generator: Generator
     ) -> Tensor:
-        """ITC + ITM of n pairs; pairs of the same image_id are all positives."""
+        """ITC + ITM of n pairs; pairs of the same image_id are all positives; the generator draws the negatives."""
         tokens = self.tokens_of(images)
         states = self.encode_texts(texts)
         image_features, text_features = self.image_features(tokens), self.text_features(states.hidden)
@@ -267,15 +320,15 @@ class FusionAdapter(ModelAdapter):
         return itc + self.itm_loss(states, tokens, self.fuse(states, tokens), negatives)
 
     def generate(self, images: Sequence[Image.Image], *, num_beams: int, max_length: int, min_length: int) -> list[str]:
-        """One caption an image; lengths in tokens, prompt included."""
-        memory = self.tokens_of(images).repeat_interleave(num_beams, 0)
+        """One caption for each picture; lengths are in tokens, prompt included."""
+        image_tokens = self.tokens_of(images).repeat_interleave(num_beams, 0)
         prompt = [self.start_id, *self._pieces([self.prompt])[0]]
 
         def step(ids: Tensor, cache: EncoderDecoderCache) -> Tensor:
             tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-            return self.decode("caption", tokens, memory, None, cache)[:, -1]
+            return self.decode("caption", tokens, image_tokens, None, cache)[:, -1]
 
-        rows = beam_search(
+        found = beam_search(
             step,
             len(images),
             prompt,
@@ -285,31 +338,43 @@ class FusionAdapter(ModelAdapter):
             min_length=min_length,
             device=self.device,
         )
-        return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
 
     def captioning_loss(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
         """Language-model loss of n captions after the prompt."""
         return self.caption_loss(self.tokens_of(images), captions, self.prompt)
 
     def encode_questions(self, image_tokens: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Fused hidden states (n, length, width) of n questions at n images' tokens, and their validity."""
+        """Fused hidden states (n, length, width) of n questions about n images, and their attention mask (n, length).
+
+        Args:
+            image_tokens: (n, t, width).
+            questions: n questions.
+        """
         states = self.encode_texts(questions)
-        return self.fuse(states, image_tokens), states.tokens.valid
+        return self.fuse(states, image_tokens), states.tokens.attention_mask
 
     def rank_answers(self, images: Tensor, questions: Sequence[str], answers: Sequence[str], k: int) -> Tensor:
         """Scores (n, n_answers): minus the sequence loss of the k answers with the likeliest first token, else -inf.
 
         As in BLIP; X-VLM counts the first token twice.
+
+        Args:
+            images: image tokens (n, t, width).
+            questions: n questions, one about each image.
+            answers: the answers that all questions are ranked over.
+            k: number of answers whose whole sequence is scored.
         """
-        memory, valid = self.encode_questions(images, questions)
+        encoder_hidden_states, encoder_attention_mask = self.encode_questions(images, questions)
         candidates, _ = self.target_tokens(answers)
-        start = torch.full((len(questions), 1), self.start_id, device=self.device)
-        first = self.decode("answer", Tokens(start, torch.ones_like(start, dtype=torch.bool)), memory, valid)
+        ids = torch.full((len(questions), 1), self.start_id, device=self.device)
+        start = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        first = self.decode("answer", start, encoder_hidden_states, encoder_attention_mask)
         first_scores = first[:, -1].log_softmax(-1)[:, candidates.ids[:, 1]]
         top = first_scores.topk(min(k, len(answers)), dim=1).indices
-        rows = torch.arange(len(questions), device=self.device).repeat_interleave(top.shape[1])
+        asked = torch.arange(len(questions), device=self.device).repeat_interleave(top.shape[1])
         tokens = candidates.select(top.flatten())
-        logits = self.decode("answer", tokens, memory[rows], valid[rows])
+        logits = self.decode("answer", tokens, encoder_hidden_states[asked], encoder_attention_mask[asked])
         losses = self.sequence_losses(logits, tokens, given=1)
         scores = torch.full((len(questions), len(answers)), -torch.inf, device=self.device)
         return scores.scatter(1, top, -losses.view(top.shape))
@@ -321,7 +386,14 @@ class FusionAdapter(ModelAdapter):
         answers: Sequence[Sequence[str]],
         weights: Sequence[Sequence[float]],
     ) -> Tensor:
-        """Weighted sum of the sequence losses of each question's answers, a question's mean."""
+        """Sum of the weighted sequence losses of each question's answers, averaged over the questions.
+
+        Args:
+            images: n pictures.
+            questions: n questions, one about each picture.
+            answers: the answers of each question, such as [["yes", "no"], ["red"]].
+            weights: the weight of each answer, such as [[0.7, 0.3], [1.0]].
+        """
         return self.answer_loss(self.tokens_of(images), questions, answers, weights)
 
     def answer_loss(
@@ -331,10 +403,10 @@ class FusionAdapter(ModelAdapter):
         answers: Sequence[Sequence[str]],
         weights: Sequence[Sequence[float]],
     ) -> Tensor:
-        """`vqa_loss` of n questions at n images' tokens."""
-        memory, valid = self.encode_questions(image_tokens, questions)
-        rows = torch.tensor([i for i, options in enumerate(answers) for _ in options], device=self.device)
+        """`vqa_loss` of questions about images that are given as image tokens (n, t, width)."""
+        encoder_hidden_states, encoder_attention_mask = self.encode_questions(image_tokens, questions)
+        asked = torch.tensor([i for i, options in enumerate(answers) for _ in options], device=self.device)
         tokens, given = self.target_tokens([answer for options in answers for answer in options])
-        logits = self.decode("answer", tokens, memory[rows], valid[rows])
-        flat = torch.tensor([w for row in weights for w in row], device=self.device)
+        logits = self.decode("answer", tokens, encoder_hidden_states[asked], encoder_attention_mask[asked])
+        flat = torch.tensor([weight for own in weights for weight in own], device=self.device)
         return (self.sequence_losses(logits, tokens, given) * flat).sum() / len(questions)

@@ -23,21 +23,21 @@ def beam_search(
     min_length: int,
     device: torch.device,
 ) -> list[list[int]]:
-    """The best sequence of each of n inputs, without prompt and end token.
+    """The best sequence of ids of each of n inputs, without prompt and end token.
 
     The score of a hypothesis is its summed log probability over its whole length, prompt included and end token
     excluded, as in the reference (transformers 4 counts so, transformers 5 divides by the generated length).
 
     Args:
         step: (ids (n · num_beams, new), cache) -> logits (n · num_beams, vocabulary) of the token after the last;
-            row i · num_beams + j is beam j of input i.
+            number i · num_beams + j is beam j of input i. The cache holds the keys and values of the ids before.
         n: number of inputs.
         prompt: ids that every sequence starts with, at least one.
         end: id of the end token.
-        num_beams: hypotheses kept at a time.
-        max_length: most tokens, prompt included.
-        min_length: fewest tokens, prompt included.
-        device: where step computes.
+        num_beams: number of hypotheses that are kept for each input.
+        max_length: most tokens of a sequence, prompt included.
+        min_length: fewest tokens of a sequence, prompt included.
+        device: the device on which step computes.
     """
     beams = num_beams
     ids = torch.tensor(prompt, device=device).expand(n * beams, -1)
@@ -70,10 +70,10 @@ def beam_search(
             open_inputs[i] = len(finished[i]) < beams or finished[i][-1][0] < best_open
         _, alive = torch.where(ended, -torch.inf, top).topk(beams, dim=1)
         scores = top.gather(1, alive)
-        rows = (offset + source.gather(1, alive)).flatten()
+        survivors = (offset + source.gather(1, alive)).flatten()
         new = token.gather(1, alive).view(-1, 1)
-        ids = torch.cat([ids[rows], new], dim=1)
-        cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
+        ids = torch.cat([ids[survivors], new], dim=1)
+        cache.reorder_cache(survivors)  # pyright: ignore[reportArgumentType]
     for i in range(n):
         if open_inputs[i]:
             length = ids.shape[1]

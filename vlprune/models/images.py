@@ -1,4 +1,4 @@
-"""ImageInput: pictures as the pixels that a vision encoder takes, and its position embeddings at another size."""
+"""Pictures as the pixels that a vision encoder takes, and its position embeddings at another size."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FITS = ("squash", "crop")
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an encoder makes of a picture before it looks at it.
+    """How a picture becomes the square of pixels that a vision encoder takes.
 
     Attributes:
         size: side of the square, in pixels.
-        mean: of the three channels, in [0, 1].
-        std: of the three channels.
+        mean: the mean of each of the three channels, in [0, 1], that is subtracted.
+        std: the standard deviation of each of the three channels, by which the difference is divided.
         fit: "squash" the picture to the square, or "crop" the middle of it after scaling its shorter side.
     """
 
@@ -60,7 +60,7 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     Bicubic, corners not aligned, as in ALBEF, BLIP and X-VLM.
 
     Raises:
-        ValueError: the patches are no square.
+        ValueError: the number of patches is no square.
     """
     grid = positions[1:]
     old = round(len(grid) ** 0.5)
@@ -68,16 +68,16 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
         raise ValueError(f"position embeddings must be of a class token and a square of patches, got {len(positions)}")
     if old == side:
         return positions
-    square = grid.T.reshape(1, -1, old, old)
-    resized = F.interpolate(square.float(), size=(side, side), mode="bicubic", align_corners=False)
+    channels = grid.T.reshape(1, -1, old, old)
+    resized = F.interpolate(channels.float(), size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([positions[:1], resized.flatten(2)[0].T.to(positions.dtype)])
 
 
 def square(size: object) -> int:
-    """The side of the images that transformers' settings say.
+    """The side of square images, from the `image_size` of a config of transformers.
 
     Raises:
-        ValueError: images that are not square.
+        ValueError: the size is not one whole number, so that the images are not square.
     """
     if not isinstance(size, int):
         raise ValueError(f"the model must take square images, got image_size {size!r}")

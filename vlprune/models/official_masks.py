@@ -10,32 +10,30 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlprune.config import unknown
 from vlprune.masks import Masks, check_fits
 from vlprune.models.base import ModelAdapter
-from vlprune.models.official import PREFIXES, is_entry, official_to_ours, ours_to_official, unpickle
+from vlprune.models.official import OfficialNames, is_entry, unpickle
+from vlprune.models.registry import get_family
 from vlprune.store.atomic import atomic
 
 WEIGHT, BIAS = ".weight_pruning_mask", ".bias_pruning_mask"
-# BLIP's momentum copies, which the reference masks too, with ones.
-MOMENTUM = {"visual_encoder": "visual_encoder_m", "text_encoder": "text_encoder_m"}
-MOMENTUM |= {"vision_proj": "vision_proj_m", "text_proj": "text_proj_m"}
 
 
 def import_masks(path: str | os.PathLike[str], model: ModelAdapter) -> Masks:
     """The masks of a model that the reference code saved as `*_pruning_masks.pth`.
 
     The file has a mask, bool or 0 and 1, for the weight and the bias of every linear module; those outside the graph
-    must be ones. A shared weight may be there once or under each name.
+    must be ones. A tied weight may be there once or under each of its names.
 
     Raises:
-        ValueError: a damaged file, other values than 0 and 1, masks of another model, pruned biases or heads.
+        ValueError: the file is damaged, holds other values than 0 and 1, masks of another model, or prunes biases or
+            heads.
     """
     path = Path(path)
     state = unpickle(path)
     if not isinstance(state, Mapping) or not all(is_entry(name, mask) for name, mask in state.items()):
         raise ValueError(f"{path} is no dict of masks")
-    family = _family(model)
+    official = _names_of(model)
     names = {alias: layer.name for layer in model.graph for alias in (layer.name, *layer.aliases)}
     masks: dict[str, Tensor] = {}
     for full, values in state.items():
@@ -45,10 +43,10 @@ def import_masks(path: str | os.PathLike[str], model: ModelAdapter) -> Masks:
         name, _, kind = full.rpartition(".")
         if f".{kind}" not in (WEIGHT, BIAS):
             raise ValueError(f"{path}: wanted names that end with {WEIGHT} or {BIAS}, got {full}")
-        layer = names.get(official_to_ours(family, name)) if f".{kind}" == WEIGHT else None
+        layer = names.get(official.to_ours(name)) if f".{kind}" == WEIGHT else None
         if layer is None:
             if not mask.all():
-                raise ValueError(f"{path}: {full} prunes what is not prunable in {family}")
+                raise ValueError(f"{path}: {full} prunes what is not prunable in {model.family}")
         elif layer in masks and not torch.equal(masks[layer], mask):
             raise ValueError(f"{path}: {full} differs from the mask of the same weight under another name")
         else:
@@ -58,32 +56,34 @@ def import_masks(path: str | os.PathLike[str], model: ModelAdapter) -> Masks:
 
 
 def export_masks(masks: Masks, model: ModelAdapter, path: str | os.PathLike[str]) -> None:
-    """Writes masks as the reference code does: bool, in official names, ones for what is never pruned.
+    """Writes masks as the reference code does: bool, under official names, ones for what is never pruned.
 
-    Moved weights are not in such a file; they are in the model.
+    New values of weights that a method moves are not in such a file; they are in the model.
 
     Raises:
-        ValueError: masks of another model.
+        ValueError: the masks are those of another model, or the reference code has no models of the family.
     """
     check_fits(model.graph, "mask", masks)
-    family = _family(model)
+    names = _names_of(model)
     state: OrderedDict[str, Tensor] = OrderedDict()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            official = ours_to_official(family, name)
+            official = names.to_official(name)
             kept = masks[name].cpu() if name in masks else torch.ones(module.weight.shape, dtype=torch.bool)
             state[official + WEIGHT] = kept
             if module.bias is not None:
                 state[official + BIAS] = torch.ones(module.bias.shape, dtype=torch.bool)
-    for full in list(state) if family == "blip" else []:
+    for full in list(state):
         top, _, rest = full.partition(".")
-        if top in MOMENTUM:
-            state[f"{MOMENTUM[top]}.{rest}"] = torch.ones_like(state[full])
+        # The reference masks momentum copies too, with ones.
+        if top in names.momentum:
+            state[f"{names.momentum[top]}.{rest}"] = torch.ones_like(state[full])
     with atomic(Path(path)) as half:
         torch.save(state, half)
 
 
-def _family(model: ModelAdapter) -> str:
-    if model.family not in PREFIXES:
-        raise ValueError(f"mask files of the reference: {unknown('family', model.family, PREFIXES)}")
-    return model.family
+def _names_of(model: ModelAdapter) -> OfficialNames:
+    names = get_family(model.family).official
+    if names is None:
+        raise ValueError(f"the reference code has no mask files of {model.family}")
+    return names

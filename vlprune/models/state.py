@@ -19,24 +19,39 @@ OPTIONAL = frozenset({"temp"})
 
 
 def read_state(directory: Path) -> dict[str, Tensor]:
-    """{name: float32 tensor} of the weights in a directory: one safetensors file, several with an index, or a pickle.
+    """The weights in a directory, {name: float32 tensor}.
 
     Raises:
-        FileNotFoundError: none of them.
-        ValueError: a damaged file.
+        FileNotFoundError: the directory has no weights.
+        ValueError: a file is damaged.
+    """
+    state: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        state |= {name: tensor.float() for name, tensor in _read(path).items()}
+    return state
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files with the weights in a directory: those of an index, one safetensors file, or a pickle.
+
+    Raises:
+        FileNotFoundError: there is none, or one that the index names is missing.
+        ValueError: the index is damaged.
     """
     files = [directory / SAFETENSORS]
     if (directory / INDEX).is_file():
-        index = json.loads((directory / INDEX).read_text())["weight_map"]
-        files = [directory / name for name in sorted(set(index.values()))]
+        try:
+            index = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            files = [directory / name for name in sorted(set(index.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{directory / INDEX} is no index of weights: {error}") from None
     elif not files[0].is_file():
         files = [directory / PICKLE]
-    state: dict[str, Tensor] = {}
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f"{directory} has no weights: wanted {SAFETENSORS}, {INDEX} or {PICKLE}")
-        state |= {name: tensor.float() for name, tensor in _read(path).items()}
-    return state
+    if absent := [path for path in files if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{directory} has no weights: wanted {SAFETENSORS}, {INDEX} or {PICKLE}, there is no {absent[0].name}"
+        )
+    return files
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -49,7 +64,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def names_of(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
-    """Each parameter with all its names, the first one first: tied ones have several."""
+    """Each parameter of a model with all its names in the order of the modules; a tied one has several."""
     names: dict[int, tuple[nn.Parameter, list[str]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), (parameter, []))[1].append(name)
@@ -59,8 +74,13 @@ def names_of(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
 def fill(model: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
     """Writes a state into the model, in place; tied tensors may be there under one of their names or under several.
 
+    Args:
+        model: the model that is filled.
+        state: {name: tensor}.
+        where: the file or directory that the state came from, which an error names.
+
     Raises:
-        ValueError: names or shapes of another model, tied tensors that differ, weights that are not finite.
+        ValueError: names or shapes are those of another model, tied tensors differ, or weights are not finite.
     """
     groups = list(names_of(model))
     known = {name for _, names in groups for name in names}
@@ -83,7 +103,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
                 raise ValueError(f"{where}: {name} and {given[0]} are one tensor of the model, but differ")
     with torch.no_grad():
         for parameter, names in groups:
-            for name in names[:]:
+            for name in names:
                 if name in state:
                     parameter.copy_(state[name])
                     break

@@ -21,32 +21,37 @@ def clean(text: str, max_words: int) -> str:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Padded token ids (n, length) and which of them are no padding (n, length) bool."""
+    """A padded batch of texts.
+
+    Attributes:
+        ids: token ids (n, length), padded on the right.
+        attention_mask: (n, length) bool, False where a position is padding.
+    """
 
     ids: Tensor
-    valid: Tensor
+    attention_mask: Tensor
 
     def select(self, index: Tensor) -> Tokens:
-        """The texts at index (k,), cut to the longest of them."""
-        valid = self.valid[index]
-        length = int(valid.sum(1).max())
-        return Tokens(self.ids[index][:, :length], valid[:, :length])
+        """The texts at positions index (k,), padded to the longest of them."""
+        attention_mask = self.attention_mask[index]
+        length = int(attention_mask.sum(1).max())
+        return Tokens(self.ids[index][:, :length], attention_mask[:, :length])
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tokens:
-    """Ids of different lengths as one right-padded batch."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), pad_id)
-    valid = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        valid[i, : len(row)] = True
-    return Tokens(ids, valid)
+def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> Tokens:
+    """Sequences of ids as one batch, padded on the right: [[2, 7], [2]] -> ids [[2, 7], [2, pad_id]]."""
+    length = max(map(len, sequences))
+    ids = torch.full((len(sequences), length), pad_id)
+    attention_mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = torch.tensor(sequence)
+        attention_mask[i, : len(sequence)] = True
+    return Tokens(ids, attention_mask)
 
 
 def word_ids(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_words: int, max_pieces: int
 ) -> list[list[int]]:
-    """Piece ids of cleaned texts, at most max_pieces each, without special tokens."""
+    """Piece ids of cleaned texts, at most max_pieces of each, without special tokens."""
     cleaned = [clean(text, max_words) for text in texts]
-    return [row[:max_pieces] for row in tokenizer(cleaned, add_special_tokens=False)["input_ids"]]
+    return [pieces[:max_pieces] for pieces in tokenizer(cleaned, add_special_tokens=False)["input_ids"]]

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vlprune.config import AtLeastOne, CalibrationConfig, validated
 from vlprune.masks import Masks
 from vlprune.pruners.pruner import Measure, Pruner, Search, Weights, prune_masks
 
-SCHEDULES = ("exp", "linear", "const")
+
+@validated
+class StepOptions:
+    """Options of a method that prunes in steps.
+
+    Attributes:
+        steps: number of pruning steps.
+        step_batches: number of fresh calibration batches that each step measures on.
+    """
+
+    steps: AtLeastOne = 4
+    step_batches: AtLeastOne = 4
 
 
-def schedule(sparsity: float, steps: int, kind: str = "exp") -> list[float]:
+DEFAULTS = StepOptions()
+
+
+def schedule(sparsity: float, steps: int) -> list[float]:
     """Sparsity after each of the steps, not decreasing; the last one is exactly `sparsity`.
 
-    exp prunes the same fraction of the survivors at every step, 1 - (1 - s)^((t + 1) / T); linear the same number,
-    s (t + 1) / T (the reference climbs from s to 1 instead); const everything at the first step.
+    Every step prunes the same fraction of the survivors: 1 - (1 - sparsity)^((t + 1) / steps) after step t, which is
+    [0.5, 0.75] for two steps to 0.75.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if kind == "exp":
-        levels = [1 - (1 - sparsity) ** ((t + 1) / steps) for t in range(steps)]
-    elif kind == "linear":
-        levels = [sparsity * (t + 1) / steps for t in range(steps)]
-    elif kind == "const":
-        levels = [sparsity] * steps
-    else:
-        raise ValueError(f"unknown schedule {kind!r}; there are: {', '.join(SCHEDULES)}")
+    levels = [1 - (1 - sparsity) ** ((t + 1) / steps) for t in range(steps)]
     return [*levels[:-1], sparsity]
 
 
@@ -35,10 +43,9 @@ def iterate(
     measure: Measure,
     *,
     sparsity: float,
-    steps: int,
     modality: Mapping[str, str],
     seed: int = 0,
-    kind: str = "exp",
+    options: StepOptions = DEFAULTS,
 ) -> Masks:
     """Masks of an iterative method at one sparsity; a pruned entry never comes back.
 
@@ -47,17 +54,16 @@ def iterate(
         weights: {layer name: (out, in)} dense; not changed.
         measure: statistics at the sparse weights, on the fresh batches of each step.
         sparsity: pruned fraction at the end, in [0, 1).
-        steps: number of steps.
         modality: {layer name: modality}.
-        seed: of the method's own random choices.
-        kind: of the schedule.
+        seed: seeds the method's own random choices.
+        options: the number of steps.
 
     Returns:
         The masks of the last step, with `weights` when the method moves them.
     """
     current = weights
     masks: Masks | None = None
-    for step, level in enumerate(schedule(sparsity, steps, kind)):
+    for step, level in enumerate(schedule(sparsity, options.steps)):
         stats = measure(current, step)
         [masks] = prune_masks(pruner, current, stats, sparsities=[level], modality=modality, seed=seed, alive=masks)
         moved = masks.weights or current
@@ -66,4 +72,15 @@ def iterate(
     return masks
 
 
-STEPS = Search(run=iterate, plan=lambda calibration: (calibration.steps, calibration.step_batches))
+def plan_steps(calibration: CalibrationConfig, options: StepOptions = DEFAULTS) -> tuple[int, int]:  # noqa: ARG001
+    """(number of steps, number of fresh batches in each)."""
+    return options.steps, options.step_batches
+
+
+def fewer_steps(options: StepOptions, n_batches: int) -> dict[str, int]:
+    """Options for a plan of at most so many batches: a step less rather than a step without a batch."""
+    steps = min(options.steps, n_batches)
+    return {"steps": steps, "step_batches": min(options.step_batches, n_batches // steps)}
+
+
+STEPS = Search(run=iterate, plan=plan_steps, limited=fewer_steps)

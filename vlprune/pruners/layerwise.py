@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from vlprune.config import CalibrationConfig
 from vlprune.masks import Masks
 from vlprune.pruners.pruner import Measure, Pruner, Search, Weights, check_inputs
 from vlprune.selection import shares
 
 
 def blocks(names: Iterable[str]) -> dict[str, list[str]]:
-    """{block: its layers}, in order: a block's name goes up to the last number, as in text_encoder.layer.3.
+    """{block: its layers}, in order.
 
-    A layer without a number is a block of its own.
+    A block's name is that of its layers up to the last number: `text.layer.3` for `text.layer.3.mlp.fc1`. A layer
+    without a number is a block of its own.
     """
     found: dict[str, list[str]] = {}
     for name in names:
@@ -30,7 +32,6 @@ def layerwise(
     measure: Measure,
     *,
     sparsity: float,
-    steps: int,  # noqa: ARG001
     modality: Mapping[str, str],  # noqa: ARG001
     seed: int,  # noqa: ARG001
 ) -> Masks:
@@ -43,9 +44,8 @@ def layerwise(
     Args:
         pruner: the method, with an update.
         weights: {layer name: (out, in)} dense; not changed.
-        measure: statistics on the batches of step 0, the same ones for every block.
-        sparsity: in [0, 1).
-        steps: not used, one for each block.
+        measure: statistics of a block's layers; all on the batches of step 0.
+        sparsity: pruned fraction, in [0, 1).
         modality: not used.
         seed: not used.
     """
@@ -70,4 +70,9 @@ def layer_counts(weights: Weights, n_pruned: int) -> dict[str, int]:
     return dict(zip(weights, shares(sizes, n_pruned / sum(sizes)).tolist()))
 
 
-LAYERWISE = Search(run=layerwise, plan=lambda calibration: (1, calibration.n_batches))
+def plan_once(calibration: CalibrationConfig) -> tuple[int, int]:
+    """One step, on as many batches as a method of one shot measures on."""
+    return 1, calibration.n_batches
+
+
+LAYERWISE = Search(run=layerwise, plan=plan_once)

@@ -1,4 +1,4 @@
-"""Scores from the weights alone, and the random floor."""
+"""Scores from the weights alone, and random scores."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlprune.pruners.pruner import LayerStats, Pruner
 
 
 def random_score(weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
-    """Uniform noise, a function of the seed alone; the floor of every table.
+    """Uniform noise, a function of the seed alone: what any method has to beat.
 
     Args:
         weight: (out, in); only its shape, dtype and device count.
-        stats: `seed` () int64, of this layer, given by `prune_masks`; 0 without it.
+        stats: `seed` (), int64, a seed for this layer that `prune_masks` gives; 0 without it.
 
     Returns:
         (out, in), in [0, 1).

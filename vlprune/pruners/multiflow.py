@@ -35,10 +35,10 @@ def modality_prior(
     modality: Mapping[str, str],
     sparsities: Sequence[float],
 ) -> list[dict[str, int]]:
-    """How many entries each layer loses when magnitudes compete within their modality, one allocation a sparsity.
+    """How many entries each layer loses when magnitudes compete within their modality; an allocation for each sparsity.
 
-    Exact counts; the reference goes through a fraction of each layer and truncates, so that it may prune one entry
-    of a layer less.
+    Deviation: counts are exact; the reference goes through a fraction of each layer and truncates, so that it may prune
+    one entry of a layer less.
     """
     magnitudes = {name: weight.abs() for name, weight in weights.items()}
     kept = select_many(magnitudes, sparsities, "modality", modality)

@@ -12,7 +12,7 @@ def obd_score(weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tenso
     """Rise of the loss without the entry, h w^2 / 2, LeCun et al. 1989 (Optimal Brain Damage).
 
     The diagonal h of the Hessian is that of the empirical Fisher information, the mean squared gradient, as in Theis et
-    al. 2018 (arXiv:1801.05787). Deviation: of the gradients of batches instead of samples.
+    al. 2018 (arXiv:1801.05787). Deviation: its gradients are those of batches instead of samples.
 
     Args:
         weight: (out, in).

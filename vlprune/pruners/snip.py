@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from vlprune.pruners.iterate import STEPS
+from vlprune.pruners.iterate import STEPS, StepOptions
 from vlprune.pruners.pruner import LayerStats, Pruner
 
 
@@ -31,4 +31,5 @@ ITERSNIP = Pruner(
     needs=frozenset({"grad"}),
     score=snip_score,
     search=STEPS,
+    options=StepOptions,
 )

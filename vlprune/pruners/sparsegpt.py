@@ -11,7 +11,7 @@ from vlprune.pruners.layerwise import LAYERWISE, layer_counts
 from vlprune.pruners.pruner import Alive, Pruner, Stats, Weights
 from vlprune.selection import select_lowest, shares
 
-DAMPING = 0.01  # of the mean of the diagonal
+DAMPING = 0.01  # added to the diagonal of the Hessian, as a fraction of its mean
 BLOCK = 128  # columns whose entries compete
 
 
@@ -21,7 +21,7 @@ def sparsegpt_update(weights: Weights, stats: Stats, *, n_pruned: int, alive: Al
     Args:
         weights: {layer name: (out, in)}.
         stats: `input_outer` (in, in) of every layer, the sum of x xᵀ over its inputs x; only its direction counts.
-        n_pruned: entries to prune, in all layers together.
+        n_pruned: number of entries to prune in all layers together.
         alive: must be None, a ValueError otherwise: a layer's own count could need a dead entry.
     """
     if alive is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from vlprune.config import AtLeastOne, CalibrationConfig, validated
 from vlprune.masks import Masks
 from vlprune.pruners.layerwise import layer_counts
 from vlprune.pruners.pruner import Alive, Measure, Pruner, Search, Stats, Weights, check_inputs
@@ -14,7 +15,21 @@ from vlprune.selection import select_counts, select_lowest
 
 START = 2.0  # first variable of a kept entry, in units of the magnitude threshold
 RATE, RATE_STEPS = 5e-5, 3000  # the reference's first learning rate and its number of steps
-DECAY = 0.01
+DECAY = 0.01  # AdamW's decoupled weight decay, applied to the variables
+
+
+@validated
+class TamtOptions:
+    """Options of tamt.
+
+    Attributes:
+        steps: number of optimizer steps, each on one fresh calibration batch.
+    """
+
+    steps: AtLeastOne = 16
+
+
+DEFAULTS = TamtOptions()
 
 
 def learn(
@@ -23,9 +38,9 @@ def learn(
     measure: Measure,
     *,
     sparsity: float,
-    steps: int,
     modality: Mapping[str, str],  # noqa: ARG001
     seed: int,  # noqa: ARG001
+    options: TamtOptions = DEFAULTS,
 ) -> Masks:
     """Masks by task-agnostic mask training, Liu et al. 2022 (arXiv:2204.11218).
 
@@ -42,11 +57,11 @@ def learn(
     Args:
         pruner: the method.
         weights: {layer name: (out, in)} dense; not changed.
-        measure: `grad` at the pruned weights, on the fresh batches of each step.
-        sparsity: in [0, 1).
-        steps: of the optimizer.
+        measure: `grad` at the pruned weights, on the fresh batch of each step.
+        sparsity: pruned fraction, in [0, 1).
         modality: not used.
         seed: not used.
+        options: the number of optimizer steps.
     """
 
     def checked(current: Weights, step: int) -> Stats:
@@ -55,7 +70,7 @@ def learn(
         return stats
 
     n_edges = sum(weight.numel() for weight in weights.values())
-    return _train(weights, checked, n_pruned=round(sparsity * n_edges), steps=steps)
+    return _train(weights, checked, n_pruned=round(sparsity * n_edges), steps=options.steps)
 
 
 def tamt_update(weights: Weights, stats: Stats, *, n_pruned: int, alive: Alive | None) -> Masks:
@@ -64,7 +79,7 @@ def tamt_update(weights: Weights, stats: Stats, *, n_pruned: int, alive: Alive |
     Args:
         weights: {layer name: (out, in)}.
         stats: `grad` (out, in) of every layer.
-        n_pruned: entries to prune, in all layers together.
+        n_pruned: number of entries to prune in all layers together.
         alive: must be None, a ValueError otherwise: a pruned entry may come back.
     """
     if alive is not None:
@@ -73,7 +88,10 @@ def tamt_update(weights: Weights, stats: Stats, *, n_pruned: int, alive: Alive |
 
 
 def first_variables(weights: Weights, n_pruned: int) -> dict[str, Tensor]:
-    """Where the variables start: the masks of magnitudes within layers, times START times the global threshold."""
+    """The variables (out, in) before training: START times the global magnitude threshold, or 0.
+
+    They are 0 where the magnitudes within the layer prune the entry.
+    """
     magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
     kept = select_lowest(magnitudes, n_pruned)
     pruned = [magnitudes[name][~mask] for name, mask in kept.items()]
@@ -97,11 +115,22 @@ def _train(weights: Weights, measure: Callable[[Weights, int], Stats], *, n_prun
     return Masks(select_lowest(variables, n_pruned))
 
 
-LEARN = Search(run=learn, plan=lambda calibration: (calibration.steps * calibration.step_batches, 1))
+def plan_batches(calibration: CalibrationConfig, options: TamtOptions = DEFAULTS) -> tuple[int, int]:  # noqa: ARG001
+    """A fresh batch for each step of the optimizer."""
+    return options.steps, 1
+
+
+def fewer_batches(options: TamtOptions, n_batches: int) -> dict[str, int]:
+    """Options for at most so many batches, one for each step."""
+    return {"steps": min(options.steps, n_batches)}
+
+
+LEARN = Search(run=learn, plan=plan_batches, limited=fewer_batches)
 TAMT = Pruner(
     name="tamt",
     source="task-agnostic mask training, Liu et al. 2022 (arXiv:2204.11218)",
     needs=frozenset({"grad"}),
     update=tamt_update,
     search=LEARN,
+    options=TamtOptions,
 )

@@ -1,1 +1,1 @@
-"""What the records say: a DataFrame, tables, figures and paired comparisons."""
+"""Reports from records alone: a DataFrame, tables, figures and paired comparisons."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from vlprune.config import DENSE, variant
-from vlprune.reports.variants import label, labels
-from vlprune.store.keys import digest
+from vlprune.config import DENSE
+from vlprune.reports.variants import NO_DEFAULTS, Defaults, label, labels, variant
 from vlprune.store.record import Record, load_records
 
 COLUMNS = (
@@ -30,19 +28,21 @@ COLUMNS = (
     "data",
     "settings",
     "key",
+    "label",
 )
-FLOOR_COLUMNS = ("model", "seed", "task", "floor", "metric", "value")
+FLOOR_COLUMNS = ("model", "floor", "variant", "seed", "task", "metric", "value", "label")
 RUN = ["model", "method", "variant", "sparsity", "seed", "task", "metric"]
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
     """One row per finished run and metric of a results directory.
 
-    Columns: model, method ("dense" for the whole model), variant (the settings of calibration and pruning that are not
-    the defaults, as in "alignment=4 lam=0.1"), sparsity (asked, in [0, 1)), seed, task, metric, value, dense (the value
-    of the dense model under the same settings, NaN where there is none), retention (value / dense), measured_sparsity,
-    seconds (all stages), peak_memory (bytes), data, settings (digest of weights, fine-tuning and
-    task: only rows with equal settings are comparable), key (directory of the run).
+    Columns: model, method ("dense" for the whole model), variant (the settings of calibration and pruning that differ
+    from their defaults, as in "alignment=4 lam=0.1"), sparsity (asked for, in [0, 1)), seed, task, metric, value, dense
+    (the value of the dense model under the same settings, NaN where there is none), retention (value / dense),
+    measured_sparsity, seconds (all stages), peak_memory (bytes), data, settings (digest of weights, fine-tuning and
+    task: only rows with equal settings are comparable), key (name of the run's directory), label (how a table of these
+    rows calls the method and its variant).
 
     Raises:
         FileNotFoundError: the directory does not exist.
@@ -50,13 +50,22 @@ def load_results(path: str | Path) -> pd.DataFrame:
     return frame(load_records(Path(path)))
 
 
-def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """The records as `load_results` returns them, in the given order."""
+def frame(
+    records: Iterable[Record], variants: Mapping[str, str] | None = None, defaults: Defaults = NO_DEFAULTS
+) -> pd.DataFrame:
+    """The records as `load_results` returns them, in the given order.
+
+    Args:
+        records: finished runs.
+        variants: {record key: variant}, as a table's manifest has them; without it, and for records that are not there,
+            the variant is what differs from the defaults. The dense model may have variants as well.
+        defaults: {method: {option: default as text}}, which labels show beside variants that differ from them.
+    """
     values = [
         {
-            "model": record.config.model,
+            "model": record.config.model.name,
             "method": record.config.pruning.method,
-            "variant": variant(record.config),
+            "variant": variant_of(record, variants),
             "sparsity": record.config.pruning.sparsity,
             "seed": record.config.seed,
             "task": record.config.task.name,
@@ -66,46 +75,72 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "seconds": sum(record.seconds.values()),
             "peak_memory": record.peak_memory,
             "data": record.config.task.data,
-            "settings": _settings(record),
+            "settings": record.stages["settings"],
             "key": record.key,
         }
         for record in records
         for metric, value in record.metrics.items()
     ]
-    long = pd.DataFrame(values, columns=[c for c in COLUMNS if c not in ("dense", "retention")])
+    long = pd.DataFrame(values, columns=[c for c in COLUMNS if c not in ("dense", "retention", "label")])
     same = ["model", "seed", "task", "metric", "settings"]
     dense = long.loc[long.method == DENSE, [*same, "value"]].rename(columns={"value": "dense"})
     long = long.merge(dense.drop_duplicates(same), on=same, how="left")
     long["retention"] = (long.value / long.dense).where(long.dense != 0)
+    long["label"] = _label(long.method, long.variant, defaults)
     return long.reindex(columns=list(COLUMNS))
 
 
-def _settings(record: Record) -> str:
-    # What a run shares with the dense run that it is compared with; data counts by its content.
-    config, contents = record.config, record.contents
-    task = replace(config.task, data=contents.task)
-    return digest(contents.model, contents.model_code, config.finetuning, task, contents.task_code)
+def variant_of(record: Record, variants: Mapping[str, str] | None) -> str:
+    """The variant of a record: that of the manifest, or what differs from the defaults where it has none."""
+    given = None if variants is None else variants.get(record.key)
+    return variant(record.config) if given is None else given
 
 
-def floor_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per run, floor and metric: model, seed, task, floor, metric, value."""
+def floor_frame(records: Iterable[Record], variants: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One row per run, floor and metric: what a model that learned nothing gets.
+
+    Columns: model, floor, variant (that of the dense run with equal settings if the floor is another under another
+    variant of the dense model, else ""), seed, task, metric, value, label (how a table calls the floor).
+
+    Args:
+        records: finished runs.
+        variants: as `frame` takes them.
+    """
+    records = list(records)
+    dense = {_dense_place(r): variant_of(r, variants) for r in records if r.config.pruning.method == DENSE}
     values = [
-        (record.config.model, record.config.seed, record.config.task.name, floor, metric, value)
+        (
+            *(record.config.model.name, floor, dense.get(_dense_place(record), "")),
+            *(record.config.seed, record.config.task.name, metric, value),
+        )
         for record in records
         for floor, metrics in record.floors.items()
         for metric, value in metrics.items()
     ]
-    return pd.DataFrame(values, columns=list(FLOOR_COLUMNS))
+    long = pd.DataFrame(values, columns=list(FLOOR_COLUMNS[:-1]))
+    place = ["model", "floor", "task"]
+    counts = long.groupby([*place, "seed", "metric"]).value.transform("nunique")
+    varies = counts.groupby([long[column] for column in place]).transform("max") > 1
+    long["variant"] = long.variant.where(varies, "")
+    long["label"] = _label(long.floor, long.variant)
+    return long
 
 
-def named(long: pd.DataFrame) -> pd.DataFrame:
-    """The frame with a column `label`: how a table calls the variant of a method; variants stand below each other."""
-    names = labels(zip(long.method, long.variant, strict=True))
-    own = [names[pair] for pair in zip(long.method, long.variant, strict=True)]
+def _dense_place(record: Record) -> tuple[str, str, int, str]:
+    config = record.config
+    return config.model.name, config.task.name, config.seed, record.stages["settings"]
+
+
+def _label(methods: pd.Series, variants: pd.Series, defaults: Defaults = NO_DEFAULTS) -> pd.Series:
+    pairs = list(zip(methods, variants, strict=True))
+    names = labels(pairs, defaults)
+    return pd.Series([names[pair] for pair in pairs], index=methods.index, dtype=str)
+
+
+def gathered(long: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the variants of a method below each other, methods in the order of their first rows."""
     order = {method: i for i, method in enumerate(long.method.unique())}
-    return long.assign(label=pd.Series(own, index=long.index, dtype=str)).sort_values(
-        "method", key=lambda methods: methods.map(order), kind="stable"
-    )
+    return long.sort_values("method", key=lambda methods: methods.map(order), kind="stable")
 
 
 def rows(long: pd.DataFrame, **equal: object) -> pd.DataFrame:
@@ -120,11 +155,12 @@ def check_comparable(long: pd.DataFrame, apart: Sequence[str] = ()) -> None:
     """Refuses a frame with two runs in one place of a table.
 
     Args:
-        long: of `frame`.
-        apart: more columns that tell places apart.
+        long: as `frame` returns it.
+        apart: further columns whose values tell places apart, such as "data".
 
     Raises:
-        ValueError: two rows of equal model, method, variant, sparsity, seed, task, metric and values apart.
+        ValueError: two rows have equal model, method, variant, sparsity, seed, task and metric, and equal values in the
+            columns of `apart`.
     """
     twice = long.loc[long.duplicated([*RUN, *apart], keep=False)]
     if len(twice):

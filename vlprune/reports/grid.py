@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
+import pandas as pd
+from pandas.io.formats.style import Styler
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 MISSING = "–"
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in r"\`*[]|~$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {c: f"{{{c}}}" for c in "[*"}  # else options of the end of the row above
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "|": r"\textbar{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        MISSING: "--",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +45,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table ready to be printed in any format.
+    """A table ready to be printed in any format; all texts are plain, and each format escapes them.
 
     Attributes:
-        title: its caption.
+        title: caption.
         groups: (label, column labels) from left to right.
         blocks: rows, with a rule between blocks.
     """
@@ -46,11 +65,14 @@ def markdown(grid: Grid) -> str:
     ]
     only = grid.groups[0][0] if len(grid.groups) == 1 else ""
     body = [
-        [line.label, *(f"**{cell}**" if best else cell for cell, best in zip(line.cells, line.best, strict=True))]
+        [
+            markdown_text(line.label),
+            *(f"**{cell}**" if best else cell for cell, best in zip(line.cells, line.best, strict=True)),
+        ]
         for block in grid.blocks
         for line in block
     ]
-    table = [[only, *labels], *body]
+    table = [[markdown_text(text) for text in (only, *labels)], *body]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
 
     def join(row: list[str]) -> str:
@@ -60,59 +82,92 @@ def markdown(grid: Grid) -> str:
         return "| " + " | ".join([first, *others]) + " |"
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([f"### {grid.title}", "", join(table[0]), rule, *(join(row) for row in body)])
+    return "\n".join([f"### {markdown_text(grid.title)}", "", join(table[0]), rule, *(join(row) for row in body)])
+
+
+def markdown_text(text: str) -> str:
+    """A name as Markdown shows it literally, in one line; underscores inside words are literal there anyway."""
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", _one_line(text).translate(_MARKDOWN))
 
 
 def latex(grid: Grid) -> str:
-    """The grid as a booktabs table."""
-    n = sum(len(names) for _, names in grid.groups)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_tex(grid.title)}}}",
-        rf"\begin{{tabular}}{{l{'r' * n}}}",
-        r"\toprule",
-    ]
-    if any(group for group, _ in grid.groups):
-        spans, rules, start = [], [], 2
-        for group, names in grid.groups:
-            spans.append(rf"\multicolumn{{{len(names)}}}{{c}}{{{_tex(group)}}}")
-            rules.append(rf"\cmidrule(lr){{{start}-{start + len(names) - 1}}}")
-            start += len(names)
-        lines += [" & " + " & ".join(spans) + r" \\", " ".join(rules)]
-    lines.append(" & " + " & ".join(_tex(name) for _, names in grid.groups for name in names) + r" \\")
-    for block in grid.blocks:
-        lines.append(r"\midrule")
-        for line in block:
-            cells = [
-                rf"\textbf{{{_tex(cell)}}}" if best else _tex(cell)
-                for cell, best in zip(line.cells, line.best, strict=True)
-            ]
-            lines.append(" & ".join([_tex(line.label), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+    """The grid as a table of LaTeX's booktabs."""
+    text = _styler(grid, _latex_text, bold="textbf: --rwrap;", rule="\\midrule\n").to_latex(
+        caption=_latex_text(grid.title),
+        column_format="l" + "r" * sum(len(names) for _, names in grid.groups),
+        position_float="centering",
+        hrules=True,
+        multicol_align="c",
+    )
+    if _grouped(grid):
+        ends = list(accumulate((len(names) for _, names in grid.groups), initial=1))
+        rules = (rf"\cmidrule(lr){{{start + 1}-{end}}}" for start, end in pairwise(ends))
+        text = text.replace("\\\\\n", "\\\\\n" + " ".join(rules) + "\n", 1)  # below the first row, the groups' labels
+    return text.rstrip("\n")
 
 
-def _tex(text: str) -> str:
-    for plain, tex in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), (" ± ", r" $\pm$ "), (MISSING, "--")):
-        text = text.replace(plain, tex)
-    return text
+def _latex_text(text: str) -> str:
+    return _one_line(text).translate(_LATEX)
 
 
 def html_table(grid: Grid) -> str:
-    """The grid as an HTML table."""
-    groups = "".join(f'<th colspan="{len(names)}">{html.escape(group)}</th>' for group, names in grid.groups)
-    names = "".join(f"<th>{html.escape(name)}</th>" for _, names in grid.groups for name in names)
-    bodies = []
-    for block in grid.blocks:
-        lines = []
-        for line in block:
-            cells = [
-                f"<b>{html.escape(c)}</b>" if b else html.escape(c) for c, b in zip(line.cells, line.best, strict=True)
-            ]
-            lines.append(f"<tr><th>{html.escape(line.label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        bodies.append("<tbody>\n" + "\n".join(lines) + "\n</tbody>")
-    head = f"<thead>\n<tr><th></th>{groups}</tr>\n<tr><th></th>{names}</tr>\n</thead>"
-    return "\n".join(["<table>", f"<caption>{html.escape(grid.title)}</caption>", head, *bodies, "</table>"])
+    """The grid as an HTML table with a style sheet of its own."""
+    styler = _styler(grid, html.escape, bold="font-weight: bold;", rule="")
+    rules = ["border-top: 1px solid;" if i in _starts(grid) else "" for i in range(sum(map(len, grid.blocks)))]
+    styler.apply(lambda _: rules).apply_index(lambda _: rules, axis="index")
+    styler.set_caption(html.escape(grid.title))
+    styler.set_table_styles(
+        [
+            {"selector": "", "props": "border-collapse: collapse; border-bottom: 1px solid; margin-bottom: 2em;"},
+            {"selector": "caption", "props": "text-align: left; font-weight: bold; padding-bottom: 0.4em;"},
+            {"selector": "thead", "props": "border-top: 1px solid;"},
+            {"selector": "th", "props": "padding: 0.15em 0.6em; font-weight: normal; white-space: nowrap;"},
+            {"selector": "td", "props": "padding: 0.15em 0.6em; text-align: right; white-space: nowrap;"},
+            {"selector": "th.row_heading", "props": "text-align: left;"},
+            {"selector": "th.col_heading", "props": "text-align: right;"},
+            {"selector": "th[colspan]", "props": "text-align: center;"},
+        ]
+    )
+    # Style sheets of one page are told apart by the names of their tables; a name is the same each time.
+    name = hashlib.sha256(grid.title.encode()).hexdigest()[:8]
+    return styler.to_html(table_uuid=name).rstrip("\n")
+
+
+def _grouped(grid: Grid) -> bool:
+    return any(group for group, _ in grid.groups)
+
+
+def _starts(grid: Grid) -> list[int]:
+    # Numbers of the rows that begin a block.
+    return list(accumulate(map(len, grid.blocks[:-1]), initial=0))
+
+
+def _styler(grid: Grid, escape: Callable[[str], str], *, bold: str, rule: str) -> Styler:
+    """The grid with all texts but the caption escaped.
+
+    Args:
+        grid: the table; its rows and columns are numbered here, so that two may have one label.
+        escape: makes a plain text literal in the format.
+        bold: CSS of the best cells.
+        rule: what stands before the first label of every block but the first.
+    """
+    lines = [line for block in grid.blocks for line in block]
+    names = [(group, name) for group, (_, names) in enumerate(grid.groups) for name in names]
+    columns = pd.MultiIndex.from_tuples([(group, i) for i, (group, _) in enumerate(names)])
+    columns = columns if _grouped(grid) else columns.droplevel(0)
+    best = pd.DataFrame([[bold if own else "" for own in line.best] for line in lines], columns=columns)
+    styler = Styler(pd.DataFrame([line.cells for line in lines], columns=columns), cell_ids=False)
+    styler.apply(lambda _: best, axis=None).format(escape)
+    ruled = _starts(grid)[1:]
+    styler.format_index(lambda i: (rule if i in ruled else "") + escape(lines[i].label), axis="index")
+    styler.format_index(lambda i: escape(names[i][1]), axis="columns", level=columns.nlevels - 1)
+    if _grouped(grid):
+        styler.format_index(lambda group: escape(grid.groups[group][0]), axis="columns", level=0)
+    return styler
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def terminal(grid: Grid, console: Console) -> list[Table]:
@@ -126,14 +181,15 @@ def terminal(grid: Grid, console: Console) -> list[Table]:
 
 def _table(grid: Grid, shown: Sequence[int]) -> Table:
     # A sparsity stands over the first column of its group; an empty column parts the groups.
-    table = Table(title=grid.title, title_justify="left", title_style="bold", box=box.HORIZONTALS, padding=(0, 1, 0, 0))
+    title = Text(grid.title, style="bold")
+    table = Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for i in shown:
         group, names = grid.groups[i]
         if i != shown[0]:
             table.add_column("", width=1)
         for j, name in enumerate(names):
-            table.add_column(f"{group if j == 0 else ''}\n{name}", justify="right", no_wrap=True)
+            table.add_column(Text(f"{group if j == 0 else ''}\n{name}"), justify="right", no_wrap=True)
     starts = list(accumulate((len(names) for _, names in grid.groups), initial=0))
     for block in grid.blocks:
         for line in block:

@@ -5,24 +5,43 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
 from vlprune.reports import plots
 from vlprune.reports.frame import floor_frame, frame
-from vlprune.reports.grid import html_table, latex, markdown
+from vlprune.reports.grid import html_table, latex, markdown, markdown_text
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
 from vlprune.reports.tables import averages, details, summary
+from vlprune.reports.variants import NO_DEFAULTS, Defaults
 from vlprune.store.atomic import write_text
 from vlprune.store.record import Record
 
 logger = logging.getLogger(__name__)
 
 
-def render(records: Iterable[Record], headlines: Mapping[str, str], form: str) -> str:
-    """The records of a table in a format: its headline grids, then all metrics; csv is one row per mean."""
+def render(
+    records: Iterable[Record],
+    headlines: Mapping[str, str],
+    form: str,
+    variants: Mapping[str, str] | None = None,
+    defaults: Defaults = NO_DEFAULTS,
+) -> str:
+    """The records of a table in a format: a grid of headline metrics per model, then one of all metrics per task.
+
+    Args:
+        records: finished runs.
+        headlines: {task: metric}.
+        form: "markdown", "latex", "html", or "csv" for one row per mean.
+        variants: {record key: variant}, as `frame` takes them.
+        defaults: {method: {option: default as text}}, as `frame` takes them.
+
+    Raises:
+        ValueError: two runs in one place.
+    """
     records = list(records)
-    long, floors = frame(records), floor_frame(records)
+    long, floors = frame(records, variants, defaults), floor_frame(records, variants)
     if form == "csv":
         return averages(long).to_csv(index=False, float_format="%.6g")
     grids = [*summary(long, floors, headlines), *details(long, floors)]
@@ -31,35 +50,56 @@ def render(records: Iterable[Record], headlines: Mapping[str, str], form: str) -
 
 
 def publish(
-    name: str, records: Iterable[Record], headlines: Mapping[str, str], *, directory: Path, cache: Path
+    name: str,
+    records: Iterable[Record],
+    headlines: Mapping[str, str],
+    *,
+    directory: Path,
+    cache: Path,
+    variants: Mapping[str, str] | None = None,
+    defaults: Defaults = NO_DEFAULTS,
 ) -> list[Path]:
     """Writes the files of a table and returns them.
 
     `<name>.md`, `<name>.csv` and a figure `<name>_<task>.png` per task; where masks that can be compared are in the
     cache of the sweep, also `<name>_overlap.csv` and `<name>_overlap.png`.
+
+    Args:
+        name: name of the table.
+        records: finished runs.
+        headlines: {task: metric}.
+        directory: where the files go.
+        cache: cache directory of the sweep.
+        variants: {record key: variant}, as `frame` takes them.
+        defaults: {method: {option: default as text}}, as `frame` takes them.
+
+    Raises:
+        ValueError: two runs in one place; nothing is written.
+        OSError: a file cannot be written.
     """
     records = list(records)
-    long, floors = frame(records), floor_frame(records)
-    overlaps = _overlaps(records, cache)
+    texts = {form: render(records, headlines, form, variants, defaults) for form in ("csv", "markdown")}
+    long, floors = frame(records, variants, defaults), floor_frame(records, variants)
     figures = {f"{task} against sparsity": (task, directory / f"{name}_{task}.png") for task in long.task.unique()}
     written = [directory / f"{name}.md", directory / f"{name}.csv", *(path for _, path in figures.values())]
-    write_text(written[1], render(records, headlines, "csv"))
+    write_text(written[1], texts["csv"])
     for task, path in figures.values():
         plots.save(plots.figure(long, floors, task, headlines[task]), path)
     pictures = {title: path.name for title, (_, path) in figures.items()}
+    overlaps = _overlaps(records, cache, variants)
     if len(overlaps):
         written += [directory / f"{name}_overlap.csv", directory / f"{name}_overlap.png"]
         write_text(written[-2], overlaps.to_csv(index=False, float_format="%.6g"))
-        plots.save(heat_map(overlaps, middle(overlaps.sparsity)), written[-1])
+        plots.save(heat_map(overlaps, middle(overlaps.sparsity), defaults), written[-1])
         pictures["overlap of the masks"] = written[-1].name
-    links = "\n\n".join(f"![{title}]({file})" for title, file in pictures.items())
-    write_text(written[0], f"# {name}\n\n{render(records, headlines, 'markdown')}\n{links}\n")
+    links = "\n\n".join(f"![{title}]({quote(file)})" for title, file in pictures.items())
+    write_text(written[0], f"# {markdown_text(name)}\n\n{texts['markdown']}\n{links}\n")
     return written
 
 
-def _overlaps(records: list[Record], cache: Path) -> pd.DataFrame:
+def _overlaps(records: list[Record], cache: Path, variants: Mapping[str, str] | None) -> pd.DataFrame:
     try:
-        return overlap_frame(records, cache)
-    except ValueError as error:
+        return overlap_frame(records, cache, variants)
+    except (ValueError, ImportError) as error:
         logger.warning("the overlap of the masks is left out: %s", error)
         return pd.DataFrame()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean, stdev
 
 import pandas as pd
 
 from vlprune.config import DENSE
-from vlprune.reports.frame import check_comparable, named, rows
+from vlprune.reports.frame import check_comparable, gathered, rows
 from vlprune.reports.grid import MISSING, Grid, Line
 
-# How a metric is called in print, and its unit.
+# {metric: (its name in print, its unit)}
 METRICS = {
     "tr_r1": ("TR@1", "%"),
     "tr_r5": ("TR@5", "%"),
@@ -35,38 +35,38 @@ METRICS = {
 
 
 def metric_name(metric: str) -> str:
-    """How a metric is called in print."""
+    """The name of a metric in print: "TR@1" for "tr_r1"."""
     return METRICS.get(metric, (metric, ""))[0]
 
 
 def metric_axis(metric: str) -> str:
-    """How a metric is called on an axis, with its unit."""
+    """The name of a metric on an axis, with its unit: "TR@1 (%)"."""
     name, unit = METRICS.get(metric, (metric, ""))
     return f"{name} ({unit})" if unit else name
 
 
 def percent(sparsity: float) -> str:
-    """A fraction as a percentage."""
+    """A fraction as a percentage: "62.5 %" for 0.625."""
     return f"{100 * sparsity:g} %"
 
 
 def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, str]) -> list[Grid]:
-    """One grid per model: the headline metric of every task by sparsity; dense row, a row per method
-    and variant, a row per floor.
+    """One grid per model: the headline metric of every task, by sparsity.
 
-    Means over seeds, ± the standard deviation where there are several; the best method of a column is marked, the dense
-    model and the floors do not compete.
+    A row per variant of the dense model, a row per method and variant, and a row per floor. Cells are means over seeds,
+    ± the standard deviation where there are several. The best method of a column is marked; the dense model and the
+    floors do not compete.
 
     Args:
-        long: of `frame`.
-        floors: of `floor_frame`.
+        long: as `frame` returns it.
+        floors: as `floor_frame` returns it.
         headlines: {task: metric}.
 
     Raises:
         ValueError: two runs in one place.
     """
     check_comparable(long)
-    long = named(long)
+    long = gathered(long)
     values, lowest = _values(long), _floor_values(floors)
     grids = []
     for model in long.model.unique():
@@ -76,12 +76,13 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
         sparsities = sorted(pruned.sparsity.unique()) or [0.0]
         columns = [(sparsity, task, metric) for sparsity in sparsities for task, metric in tasks]
         methods = list(pruned.label.unique())
+        measured = [(task, metric) for _, task, metric in columns]
         blocks = (
-            (_line(DENSE, [values.get((model, DENSE, 0.0, task, metric), []) for _, task, metric in columns]),),
+            _dense_lines(values, own, measured),
             _competing(
                 methods, [[values.get((model, method, *column), []) for column in columns] for method in methods]
             ),
-            _floor_lines(lowest, model, [(task, metric) for _, task, metric in columns]),
+            _floor_lines(lowest, model, measured),
         )
         names = tuple(metric_name(metric) for _, metric in tasks)
         groups = tuple((percent(sparsity) if methods else "", names) for sparsity in sparsities)
@@ -90,23 +91,31 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
 
 
 def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
-    """One grid per model and task with all metrics; a block of rows per sparsity. Marks and means as in `summary`."""
+    """One grid per model and task with all metrics; a block of rows per sparsity. Marks and means as in `summary`.
+
+    Args:
+        long: as `frame` returns it.
+        floors: as `floor_frame` returns it.
+
+    Raises:
+        ValueError: two runs in one place.
+    """
     check_comparable(long)
-    long = named(long)
+    long = gathered(long)
     values, lowest = _values(long), _floor_values(floors)
     grids = []
     for model, task in long[["model", "task"]].drop_duplicates().itertuples(index=False):
         own = rows(long, model=model, task=task)
         metrics = list(own.metric.unique())
-        dense = _line(DENSE, [values.get((model, DENSE, 0.0, task, metric), []) for metric in metrics])
-        blocks: list[tuple[Line, ...]] = [(dense,)]
+        measured = [(task, metric) for metric in metrics]
+        blocks = [_dense_lines(values, own, measured)]
         pruned = own.loc[own.method != DENSE]
         for sparsity in sorted(pruned.sparsity.unique()):
             methods = list(rows(pruned, sparsity=sparsity).label.unique())
             labels = [f"{method} {percent(sparsity)}" for method in methods]
             lines = [[values.get((model, m, sparsity, task, metric), []) for metric in metrics] for m in methods]
             blocks.append(_competing(labels, lines))
-        blocks.append(_floor_lines(lowest, model, [(task, metric) for metric in metrics]))
+        blocks.append(_floor_lines(lowest, model, measured))
         names = tuple(metric_name(metric) for metric in metrics)
         grids.append(Grid(f"{model}, {task}{_seeds(own)}", (("", names),), tuple(block for block in blocks if block)))
     return grids
@@ -115,7 +124,13 @@ def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
 def averages(long: pd.DataFrame) -> pd.DataFrame:
     """One row per model, method, variant, sparsity, task and metric.
 
-    Columns: mean, std (NaN for one seed), seeds, dense, retention.
+    Columns: mean over seeds, std (NaN for one seed), seeds (their number), dense and retention (means over seeds).
+
+    Args:
+        long: as `frame` returns it.
+
+    Raises:
+        ValueError: two runs in one place.
     """
     check_comparable(long)
     place = ["model", "method", "variant", "sparsity", "task", "metric"]
@@ -133,7 +148,7 @@ def averages(long: pd.DataFrame) -> pd.DataFrame:
 
 
 def _values(long: pd.DataFrame) -> dict[tuple, list[float]]:
-    # {(model, label, sparsity, task, metric): one value a seed}
+    # {(model, label, sparsity, task, metric): one value per seed}
     found: dict[tuple, list[float]] = {}
     columns = [long[column] for column in ("model", "label", "sparsity", "task", "metric", "value")]
     for *place, value in zip(*columns, strict=True):
@@ -142,20 +157,29 @@ def _values(long: pd.DataFrame) -> dict[tuple, list[float]]:
 
 
 def _floor_values(floors: pd.DataFrame) -> dict[tuple, dict[int, float]]:
-    # {(model, floor, task, metric): {seed: value}}; every run of a seed has the same floor.
+    # {(model, label, task, metric): {seed: value}}; every run of a seed has the same floor.
     found: dict[tuple, dict[int, float]] = {}
-    columns = [floors[column] for column in ("model", "floor", "task", "metric", "seed", "value")]
+    columns = [floors[column] for column in ("model", "label", "task", "metric", "seed", "value")]
     for *place, seed, value in zip(*columns, strict=True):
         found.setdefault(tuple(place), {})[seed] = value
     return found
 
 
-def _floor_lines(
-    lowest: Mapping[tuple, Mapping[int, float]], model: str, columns: list[tuple[str, str]]
+def _dense_lines(
+    values: Mapping[tuple, list[float]], own: pd.DataFrame, measured: Sequence[tuple[str, str]]
 ) -> tuple[Line, ...]:
-    names = dict.fromkeys(floor for own, floor, task, metric in lowest if own == model and (task, metric) in columns)
+    # A dense model that has not run is a row of dashes.
+    model, names = own.model.iloc[0], list(rows(own, method=DENSE).label.unique()) or [DENSE]
+    return tuple(_line(name, [values.get((model, name, 0.0, *column), []) for column in measured]) for name in names)
+
+
+def _floor_lines(
+    lowest: Mapping[tuple, Mapping[int, float]], model: str, measured: Sequence[tuple[str, str]]
+) -> tuple[Line, ...]:
+    names = dict.fromkeys(floor for own, floor, *column in lowest if own == model and tuple(column) in measured)
     return tuple(
-        _line(floor, [_mean(lowest.get((model, floor, *column), {}).values()) for column in columns]) for floor in names
+        _line(floor, [_mean(lowest.get((model, floor, *column), {}).values()) for column in measured])
+        for floor in names
     )
 
 

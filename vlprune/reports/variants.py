@@ -1,19 +1,55 @@
-"""What tables call the variants of a method: one method under several settings of calibration and pruning."""
+"""Variants: one method under several settings, and what tables call each of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
+from types import MappingProxyType
 
-from vlprune.config import CalibrationConfig, PruningConfig, plain
+from vlprune.config import DENSE, CalibrationConfig, FinetuningConfig, PruningConfig, RunConfig, TaskConfig, changed
 
-_DEFAULTS = {f.name: plain(f.default) for part in (CalibrationConfig, PruningConfig) for f in fields(part)}
+Defaults = Mapping[str, Mapping[str, str]]
+NO_DEFAULTS: Defaults = MappingProxyType({})
 _NONE = "None"
 
 
+def setting(name: str, value: object) -> str:
+    """The text of one setting in a variant: "lam=0.1", "alignment=4" for 4.0, "data=coco" for a path that ends so.
+
+    Args:
+        name: dotted name, such as "pruning.options.lam"; its last component is shown.
+        value: plain value.
+    """
+    key = name.rpartition(".")[2]
+    text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return f"{key}={text.rstrip('/').rpartition('/')[2] if key == 'data' else text}"
+
+
+def variant(config: RunConfig, reads: Collection[str] | None = None) -> str:
+    """The settings of calibration and pruning that differ from their defaults, as in "alignment=4 pattern=2:4 lam=0.1".
+
+    Method and sparsity do not count, options follow the fields, and the dense model has no variant ("").
+
+    Args:
+        config: settings of the run.
+        reads: dotted names of the settings that the method reads, such as {"calibration.alignment",
+            "pruning.options.lam"}; others do not count. None: the method reads all.
+    """
+    if config.pruning.method == DENSE:
+        return ""
+    found = {
+        **{f"calibration.{name}": value for name, value in changed(config.calibration).items()},
+        **{f"pruning.{name}": value for name, value in changed(config.pruning).items()},
+        **{f"pruning.options.{name}": value for name, value in config.pruning.options.items()},
+    }
+    counted = found.keys() - {"pruning.method", "pruning.sparsity"}
+    counted = counted if reads is None else counted & set(reads)
+    return " ".join(setting(name, value) for name, value in found.items() if name in counted)
+
+
 def settings(variant: str) -> dict[str, str]:
-    """{setting: value} of a variant, see `config.variant`; a value may hold spaces."""
+    """{setting: value} of a variant; a value may hold spaces, as in "data=my photos lam=0.1"."""
     return dict(part.split("=", 1) for part in re.split(r" (?=\w+=)", variant) if "=" in part)
 
 
@@ -22,27 +58,35 @@ def label(method: str, variant: str) -> str:
     return f"{method} {variant}".rstrip()
 
 
-def labels(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """{(method, variant): how a table with these calls it}, the variants of a method one after another.
+def labels(pairs: Iterable[tuple[str, str]], defaults: Defaults = NO_DEFAULTS) -> dict[tuple[str, str], str]:
+    """{(method, variant): how a table with these pairs calls it}, the variants of a method one after another.
 
-    The method alone where it has one variant there, else with the settings that tell its variants apart, defaults too:
-    "chita++ alignment=1". A setting that has no value is left out: "omp" beside "omp pattern=2:4".
+    A method that has one variant there is called by its name alone. Several are told apart by the settings that differ
+    between them, and a variant that leaves such a setting out shows the default: "chita++ alignment=1" beside "chita++
+    alignment=4". A setting without a known default, or with the default None, is left out: "omp" beside "omp
+    pattern=2:4".
+
+    Args:
+        pairs: methods with their variants; floors have variants as well.
+        defaults: {method: {option: default as text}}; the defaults of the configs' own fields are known.
     """
-    of_method: dict[str, dict[str, dict[str, str]]] = {}
+    variants_of: dict[str, dict[str, dict[str, str]]] = {}
     for method, variant in pairs:
-        of_method.setdefault(method, {})[variant] = settings(variant)
+        variants_of.setdefault(method, {})[variant] = settings(variant)
     found = {}
-    for method, variants in of_method.items():
+    for method, variants in variants_of.items():
         keys = dict.fromkeys(key for own in variants.values() for key in own)
-        differ = [key for key in keys if len({_value(own, key) for own in variants.values()}) > 1]
-        for variant, own in variants.items():
-            shown = {key: _value(own, key) for key in differ}
-            found[method, variant] = label(method, " ".join(f"{k}={v}" for k, v in shown.items() if v != _NONE))
+        default = {**_FIELDS, **defaults.get(method, {})}
+        values = {key: [own.get(key, default.get(key, _NONE)) for own in variants.values()] for key in keys}
+        differ = [key for key in keys if len(set(values[key])) > 1]
+        for i, variant in enumerate(variants):
+            shown = " ".join(f"{key}={values[key][i]}" for key in differ if values[key][i] != _NONE)
+            found[method, variant] = label(method, shown)
     return found
 
 
 def find(name: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The (method, variant) that a name means: all with its method and its settings, or the one that is called so."""
+    """The pairs that a name means: those of its method with its settings, or the one that `labels` calls so."""
     called = labels(pairs)
     method, _, rest = name.partition(" ")
     wanted = settings(rest)
@@ -51,11 +95,20 @@ def find(name: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     matching = [
         (own, variant)
         for own, variant in called
-        if own == method and all(_value(settings(variant), key) == value for key, value in wanted.items())
+        if own == method and wanted.items() <= {**_FIELDS, **settings(variant)}.items()
     ]
     exact = [pair for pair in matching if called[pair] == name]
     return exact or matching
 
 
-def _value(own: dict[str, str], key: str) -> str:
-    return own.get(key, _DEFAULTS.get(key, _NONE))
+def _field_defaults() -> dict[str, str]:
+    # Of two fields of one name, such as batch_size, the earlier stage's counts.
+    found: dict[str, str] = {}
+    for part in (CalibrationConfig, PruningConfig, FinetuningConfig, TaskConfig):
+        for f in fields(part):
+            if f.name != "options":
+                found.setdefault(*setting(f.name, f.default).split("=", 1))
+    return found
+
+
+_FIELDS = _field_defaults()

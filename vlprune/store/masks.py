@@ -1,4 +1,4 @@
-"""Mask bundles: masks as a file, one bit an edge, with where they come from."""
+"""Mask bundles: masks as a file, one bit per edge, with where they come from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ _FORMAT = "vlprune-masks-1"
 def save_masks(path: str | os.PathLike[str], masks: Masks, provenance: Mapping[str, str]) -> None:
     """Writes a mask bundle, a safetensors file, atomically: a reader sees the old file or the whole new one.
 
-    Every mask is one bit an edge; moved weights are stored in full; the header holds layer order, shapes, aliases, hash
-    and where the masks come from.
+    Masks take one bit per edge, moved weights are stored in full; the header holds order, shapes and aliases of the
+    layers, the hash of the masks and their provenance.
+
+    Args:
+        path: the file.
+        masks: what to write.
+        provenance: where the masks come from, such as {"method": "omp", "model": "tiny-blip"}.
     """
     tensors = {f"mask.{name}": pack_bits(mask) for name, mask in masks.items()}
     for name, weight in (masks.weights or {}).items():

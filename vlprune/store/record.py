@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from vlprune.config import RunConfig
-from vlprune.schema import build
-from vlprune.store.atomic import atomic, write_text
-from vlprune.store.keys import Contents
+from vlprune.config import RunConfig, build, to_plain
+from vlprune.store.artifacts import intact
+from vlprune.store.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
-RECORD, PREDICTIONS, ERROR, LOG = "record.json", "predictions.jsonl", "error.txt", "log.txt"
+RECORD, ERROR, LOG = "record.json", "error.txt", "log.txt"
 PACKAGES = ("vlprune", "torch", "transformers")
 
 
@@ -27,15 +24,17 @@ class Record:
 
     Attributes:
         key: digest of all that changes the numbers; the name of the run's directory.
-        config: what was run.
-        metrics: {metric: value}, in the order of the task.
-        floors: {floor name: {metric: value}}, what a model that learned nothing gets.
-        sparsity: measured pruned fraction of the prunable entries, in [0, 1).
-        layer_sparsity: {layer name: measured pruned fraction}.
-        seconds: {stage: seconds}; "prune" includes waiting for another worker that makes the same statistics or masks.
-        peak_memory: bytes.
+        config: the settings of the run.
+        metrics: {metric: value}, in the order of the task; none where the test split has nothing to compare with.
+        floors: {floor: {metric: value}}, what a model that learned nothing gets.
+        sparsity: measured fraction of zeros among the prunable weights after fine-tuning, in [0, 1).
+        layer_sparsity: {layer name: measured fraction of zeros}.
+        seconds: {kind of stage: wall-clock seconds}; of stages that several runs share, the time they took once.
+        peak_memory: bytes, the largest of all stages.
+        left_out: {split: number of images left out because they could not be read}; empty where none were.
         versions: {package: version}.
-        contents: the weights, data and code behind the names in config.
+        stages: {kind of stage: key of its artifact}; "settings" is the key of everything but the pruning and the seed,
+            which two runs have in common if they can be compared.
     """
 
     key: str
@@ -46,8 +45,9 @@ class Record:
     layer_sparsity: dict[str, float]
     seconds: dict[str, float]
     peak_memory: int
+    left_out: dict[str, int]
     versions: dict[str, str]
-    contents: Contents
+    stages: dict[str, str]
 
 
 def versions() -> dict[str, str]:
@@ -62,27 +62,26 @@ def versions() -> dict[str, str]:
 
 
 def run_directory(results: Path, key: str) -> Path:
-    """Where a run keeps its record, predictions, error and log."""
+    """Where a run keeps its record, error and log."""
     return results / "runs" / key
 
 
-def write_record(directory: Path, record: Record, predictions: Iterable[Mapping[str, Any]]) -> None:
-    """Stores a finished run: predictions first, record last, both atomically; the error of an earlier attempt goes.
+def predictions_path(results: Path, record: Record) -> Path:
+    """Where the predictions of a run are, as JSON lines."""
+    return results / "predictions" / f"{record.stages['predictions']}.jsonl"
+
+
+def record_text(record: Record) -> str:
+    """The JSON of a record.
 
     Raises:
-        OSError: the disk is full or read-only; no record is left.
-        ValueError: a metric or a prediction is not a finite number or not JSON.
+        ValueError: a metric is not a finite number.
     """
     try:
-        text = json.dumps(asdict(record), indent=1, allow_nan=False)
-        lines = [json.dumps(prediction, allow_nan=False, ensure_ascii=False) + "\n" for prediction in predictions]
+        return json.dumps({**asdict(record), "config": to_plain(record.config)}, indent=1, allow_nan=False) + "\n"
     except ValueError as error:
         bad = {name: value for name, value in record.metrics.items() if not abs(value) < float("inf")}
         raise ValueError(f"the run gave numbers that are not finite: {bad or error}") from error
-    with atomic(directory / PREDICTIONS) as half, half.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-    write_text(directory / RECORD, text + "\n")
-    (directory / ERROR).unlink(missing_ok=True)
 
 
 def write_error(directory: Path, error: str) -> Path:
@@ -96,14 +95,15 @@ def read_record(directory: Path) -> Record | None:
     """The record of a run's directory, or None where the run is not done; a record that cannot be read is no record."""
     path = directory / RECORD
     try:
+        if path.is_file() and not intact(path):
+            raise ValueError("it is not the file that its note describes")
         values = json.loads(path.read_text(encoding="utf-8"))
         values["config"] = build(RunConfig, values["config"], "config")
-        values["contents"] = Contents(**values["contents"])
         record = Record(**values)
         if record.key != directory.name:
             raise ValueError(f"it is the record of run {record.key}")
         # Numbers that are no numbers would only fail later, in a table.
-        dict.fromkeys(record.metrics)
+        dict.fromkeys([*record.metrics, *record.stages])
         sum([record.sparsity, *record.metrics.values(), *record.seconds.values()])
     except FileNotFoundError:
         return None

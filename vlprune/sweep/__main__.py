@@ -4,46 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
 
-from vlprune.calibrate.rows import MEMORY_LIMIT, Rows
-from vlprune.config import DENSE, ConfigError, RunConfig
+from vlprune.config import ConfigError, RunConfig
+from vlprune.execution import Execution, KeepWeights
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
 from vlprune.reports.publish import publish
 from vlprune.reports.tables import summary
-from vlprune.store.record import ERROR, PREDICTIONS, read_record, run_directory
-from vlprune.sweep.catalogue import catalogue, quickstart
-from vlprune.sweep.engine import Run, cuda_devices, execute
+from vlprune.stages.fingerprints import Fingerprints
+from vlprune.stages.tuned import drop_temporary
+from vlprune.store.manifest import write_manifest
+from vlprune.store.record import ERROR, predictions_path, run_directory
+from vlprune.sweep.engine import Work, cuda_devices, execute
+from vlprune.sweep.plan import Plan, plan
 from vlprune.sweep.progress import Progress, clock
-from vlprune.sweep.table import Catalogue, Cell, Selection, Table, load_table
+from vlprune.sweep.table import AXES, Cell, file_name, load_table, parse_set
 
-if TYPE_CHECKING:
-    from vlprune.pipeline import Outcome
-
+QUICKSTART = Path("experiments") / "quickstart.toml"
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 T = TypeVar("T")
-
-
-class RunOfSweep(Protocol):
-    """vlprune.pipeline.run: one run, and the statistics that all methods of the sweep need."""
-
-    def __call__(self, config: RunConfig, cache: Path, needs: frozenset[str]) -> Outcome:
-        """The outcome of a config."""
-        ...
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +49,8 @@ class Options:
         sparsities: pruned fractions, for example 0.63,0.75.
         tasks: tasks to run.
         seeds: seeds to run, for example 0,1,2.
+        set: settings as NAME=VALUE or NAME=VALUE,VALUE that win over the table, such as finetuning.lr=1e-4 or
+            seed=0,1,2; several values multiply. May be given several times.
         limit: run the same on so many samples of each split, calibrated on about as many.
         skip_broken: leave out images that are missing or cannot be read, and list them at the end.
         jobs: worker processes; the number of CUDA devices, or of cores, where it is not given.
@@ -66,6 +59,9 @@ class Options:
         results: the results directory.
         memory_limit: GiB of gradient rows (chita, chita++) that a worker keeps in memory; more go to disk.
         spill: directory for gradient rows on disk; the cache of the results where it is not given.
+        keep_weights: which fine-tuned weights stay in the results directory: all, of the seeds of each row the best, or
+            none; where it is not given, until the predictions made with them are stored.
+        checkpoint_seconds: time between two checkpoints of fine-tuning, from which it goes on after a kill.
     """
 
     table: Annotated[Path | None, tyro.conf.Positional] = None
@@ -75,45 +71,63 @@ class Options:
     sparsities: str | None = None
     tasks: str | None = None
     seeds: str | None = None
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     limit: int | None = None
     skip_broken: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     jobs: int | None = None
     loader_workers: int = 0
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     results: Path = Path("results")
-    memory_limit: float = MEMORY_LIMIT / 2**30
+    memory_limit: float = Execution.memory_limit / 2**30
     spill: Path | None = None
+    keep_weights: KeepWeights | None = None
+    checkpoint_seconds: float = Execution.checkpoint_seconds
+
+    @property
+    def execution(self) -> Execution:
+        """How and where the runs are made.
+
+        Raises:
+            ConfigError: a number that is not finite or below 0.
+        """
+        if not 0 <= self.memory_limit < 2**40:
+            raise ConfigError(f"--memory-limit must be finite and at least 0, got {self.memory_limit:g}")
+        return Execution(
+            store=self.results,
+            workers=self.loader_workers,
+            memory_limit=round(self.memory_limit * 2**30),
+            spill=self.spill,
+            skip_broken=self.skip_broken,
+            keep_weights=self.keep_weights,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
 
 
-def _split(text: str | None, option: str, convert: Callable[[str], T]) -> tuple[T, ...] | None:
-    if text is None:
-        return None
-    try:
-        values = tuple(convert(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
-    if not values:
-        raise ConfigError(f"--{option} names nothing, got {text!r}")
-    return values
+def quickstart() -> Path:
+    """The quickstart's TOML file: of the working directory, else of the clone that this package is in.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    for root in (Path(), Path(__file__).resolve().parents[2]):
+        if (root / QUICKSTART).is_file():
+            return root / QUICKSTART
+    raise ConfigError(f"there is no {QUICKSTART} here; run this in a clone of vlprune, or name a TABLE.toml")
 
 
 def sweep(
     options: Options,
-    known: Catalogue,
-    run: RunOfSweep,
+    work: Work,
     check: Callable[[Iterable[RunConfig]], list[str]],
     console: Console,
     devices: Sequence[str] = (),
 ) -> int:
     """Runs and prints a table; the exit code is 0, or 1 where a run failed.
 
-    One calibration pass per model and seed measures what all methods of the table need.
-
     Args:
         options: of the command line.
-        known: what exists.
-        run: vlprune.pipeline.run, importable by name.
-        check: vlprune.preflight.preflight, called with what will run; returns the images that are left out.
+        work: what a worker does with a job, importable by name.
+        check: called with what will run, before it does; returns the images that are left out.
         console: where to print.
         devices: of `cuda_devices`; each worker sees one of them.
 
@@ -121,116 +135,183 @@ def sweep(
         ConfigError: the table or an option is wrong, or a model or data cannot be loaded; nothing ran.
         KeyboardInterrupt: Ctrl-C; the workers are gone, finished runs are stored.
     """
-    selection = Selection(
-        models=_split(options.models, "models", str),
-        methods=_split(options.methods, "methods", str),
-        sparsities=_split(options.sparsities, "sparsities", float),
-        tasks=_split(options.tasks, "tasks", str),
-        seeds=_split(options.seeds, "seeds", int),
-    )
     for name, least in (("jobs", 1), ("limit", 1), ("loader_workers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if options.data is not None and not options.data.is_dir():
         raise ConfigError(f"--data must be a directory, there is no {str(options.data)!r}")
+    execution = options.execution
     # Absolute, so that equal names in two places are not the same data.
     data = None if options.data is None else str(options.data.resolve())
-    table = load_table(options.table or quickstart(), known, selection, data, options.limit)
-    records = {cell.key: read_record(run_directory(options.results, cell.key)) for cell in table.cells}
-    pending = [cell for cell in table.cells if records[cell.key] is None]
+    given, suffix = _given(options)
+    table = load_table(options.table or quickstart(), given, data, options.limit)
+    table = table.named(f"{table.name}{suffix}")
+    planned = plan(table, Fingerprints(skip_broken=options.skip_broken))
+    records = planned.records(options.results)
+    pending = {cell: None for cell in table.cells if records[cell] is None}
     if options.dry_run:
         for cell in table.cells:
-            console.print(f"{'to run' if cell in pending else 'done  '}  {cell}", highlight=False)
+            console.print(f"{'to run' if records[cell] is None else 'done  '}  {cell}", highlight=False)
     console.print(f"{table.name}: {len(table.cells)} runs, {len(table.cells) - len(pending)} done", highlight=False)
     if options.dry_run:
         return 0
 
     left_out = check([cell.config for cell in pending]) if pending else []
-    jobs = min(options.jobs or len(devices) or _cores(), max(len(pending), 1))
-    methods = {cell.config.pruning.method for cell in table.cells} - {DENSE}
-    needs = frozenset().union(*(known.methods[method] for method in methods))
-    with_needs = partial(run, needs=needs)
-    errors = _run(table, pending, known, with_needs, options.results, jobs, console, devices)
-    name = f"{table.name}-selection" if selection.narrows else table.name
-    _print_results(name, table, known, options.results, console)
+    write_manifest(options.results, planned.manifest())
+    n_workers = min(options.jobs or len(devices) or _cores(), max(len(pending), 1))
+    errors = _run(planned, pending, work, execution, n_workers, console, devices)
+    if options.keep_weights == "best":
+        _keep_best(planned, options.results)
+    _print_results(planned, options.results, console)
     if left_out:
         console.print(f"left out {len(left_out)} images that cannot be read:", highlight=False)
         for image in left_out:
             console.print(f"  {image}", highlight=False, markup=False, soft_wrap=True)
+    keys = {cell: key for key, cell, _ in planned.places()}
     for cell, message in errors.items():
-        where = run_directory(options.results, cell.key) / ERROR
+        where = run_directory(options.results, keys[cell]) / ERROR
         text = f"failed: {cell}: {message} ({where})"
         console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
     return 1 if errors else 0
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _given(options: Options) -> tuple[dict[str, list[Any]], str]:
+    """{setting: values} of the command line, and what the name of the table gets for them."""
+    kinds: dict[str, Callable[[str], Any]] = {"sparsities": float, "seeds": int}
+    asked = {axis: _split(getattr(options, axis), axis, kinds.get(axis, str)) for axis in AXES}
+    axes = {AXES[axis]: values for axis, values in asked.items() if values is not None}
+    settings = parse_set(options.set)
+    if twice := sorted(axes.keys() & settings.keys()):
+        raise ConfigError(f"{twice[0]} is given twice, by --set and by an option of its own")
+    others = [text for text in options.set if text.partition("=")[0].strip() not in (*AXES.values(), "model")]
+    narrows = "-selection" if axes or len(others) < len(options.set) else ""
+    return {**axes, **settings}, narrows + file_name(others)
+
+
+def _split(text: str | None, option: str, convert: Callable[[str], T]) -> list[T] | None:
+    if text is None:
+        return None
+    try:
+        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
+    if not values:
+        raise ConfigError(f"--{option} names nothing, got {text!r}")
+    return values
+
+
 def _run(
-    table: Table,
-    pending: list[Cell],
-    known: Catalogue,
-    run: Run,
-    results: Path,
-    jobs: int,
+    planned: Plan,
+    pending: Collection[Cell],
+    work: Work,
+    execution: Execution,
+    n_workers: int,
     console: Console,
     devices: Sequence[str],
 ) -> dict[Cell, str]:
     errors: dict[Cell, str] = {}
     if not pending:
         return errors
+    assert execution.store is not None
     began = time.monotonic()
+    places = {key: (cell, own.tuned) for key, cell, own in planned.places() if cell in pending}
+    waiting = Counter(tuned.key for _, tuned in places.values())
     with (
-        Progress(table, pending, known.headlines, results, jobs, console) as progress,
-        closing(execute(pending, run, results, jobs, devices)) as events,
+        Progress(planned, pending, execution.store, n_workers, console) as progress,
+        closing(execute(planned.jobs(pending, execution.store), work, execution, n_workers, devices)) as events,
     ):
         for event in events:
             progress.show(event)
-            if event.kind == "failed":
-                errors[event.cell] = event.message
+            if event.job.is_run and event.kind in ("failed", "finished"):
+                cell, tuned = places[event.job.name]
+                waiting[tuned.key] -= 1
+                if event.kind == "failed":
+                    errors[cell] = event.message
+                elif not waiting[tuned.key]:
+                    drop_temporary(tuned, execution.store)
     done = len(pending) - len(errors)
     console.print(f"{done} runs finished, {len(errors)} failed, in {clock(time.monotonic() - began)}", highlight=False)
     return errors
 
 
-def _print_results(name: str, table: Table, known: Catalogue, results: Path, console: Console) -> None:
-    found = {cell: read_record(run_directory(results, cell.key)) for cell in table.cells}
-    for cell, record in found.items():
+def _keep_best(planned: Plan, results: Path) -> None:
+    """Deletes the fine-tuned weights of every run but the best seed of each row and task, by the headline metric."""
+    headlines, best = planned.table.headlines, {}
+    for cell, record in planned.records(results).items():
+        if record is not None and record.metrics:
+            value = record.metrics[headlines[cell.config.task.name]]
+            best.setdefault((cell.row, cell.config.task.name), []).append((value, -cell.config.seed, cell))
+    kept = {max(runs, key=lambda run: run[:2])[2] for runs in best.values()}
+    for _, cell, own in planned.places():
+        if cell not in kept:
+            own.tuned.path(results).unlink(missing_ok=True)
+
+
+def _print_results(planned: Plan, results: Path, console: Console) -> None:
+    table, manifest = planned.table, planned.manifest()
+    for cell, record in planned.records(results).items():
         if record is not None and not record.metrics:
-            path = run_directory(results, cell.key) / PREDICTIONS
+            path = predictions_path(results, record)
             console.print(f"not scored: {cell}: {path}", highlight=False, markup=False, soft_wrap=True)
-    records = [record for record in found.values() if record is not None and record.metrics]
+    records = [record for record in manifest.records(results) if record.metrics]
     if not records:
         return
-    for grid in summary(frame(records), floor_frame(records), known.headlines):
+    variants, defaults = manifest.variants, manifest.defaults
+    long, floors = frame(records, variants, defaults), floor_frame(records, variants)
+    for grid in summary(long, floors, table.headlines):
         for part in terminal(grid, console):
             console.print()
             console.print(part)
     console.print()
-    for path in publish(name, records, known.headlines, directory=results / "tables", cache=results / "cache"):
+    paths = publish(
+        table.name,
+        records,
+        table.headlines,
+        directory=results / "tables",
+        cache=results / "cache",
+        variants=variants,
+        defaults=defaults,
+    )
+    for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a sweep as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
 
 
 def main() -> None:
     """Runs the command line."""
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     options = tyro.cli(Options, prog="python -m vlprune.sweep")
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        from vlprune.pipeline import run
-        from vlprune.sweep.preflight import preflight
+        from functools import partial
 
-        skip = {"skip_broken": options.skip_broken}
-        if options.memory_limit < 0:
-            raise ConfigError(f"--memory-limit must be at least 0, got {options.memory_limit:g}")
-        rows = partial(Rows, options.spill or options.results / "cache", round(options.memory_limit * 2**30))
+        from vlprune.sweep.preflight import preflight
+        from vlprune.sweep.worker import work
+
         # A file or a pipe has no width; the tables set it.
         console = Console(width=None if sys.stdout.isatty() else 160)
-        own = partial(run, new_rows=rows, workers=options.loader_workers, **skip)
-        code = sweep(options, catalogue(), own, partial(preflight, **skip), console, cuda_devices())
+        check = partial(preflight, skip_broken=options.skip_broken)
+        code = sweep(options, work, check, console, cuda_devices())
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("stopped; finished runs are kept, the same command goes on from here")
+    except KeyboardInterrupt as stop:
+        print("stopped; finished runs are kept, the same command goes on from here", file=sys.stderr)
+        sys.exit(TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Where runs execute: local worker processes that survive a killed worker and end with their parent."""
+"""Where jobs execute: local worker processes that survive a killed worker and end with their parent."""
 
 from __future__ import annotations
 
@@ -10,91 +10,42 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from vlprune.config import DENSE, RunConfig
-from vlprune.store.record import LOG, Record, read_record, run_directory, versions, write_error, write_record
-from vlprune.sweep.table import Cell
+from vlprune.execution import Execution, Interrupted
+from vlprune.store.record import ERROR, LOG, run_directory, write_error
+from vlprune.sweep.job import Job
 
-if TYPE_CHECKING:
-    from vlprune.pipeline import Outcome
-
-Run = Callable[[RunConfig, Path], "Outcome"]
+# (job, how and where, whether the process was asked to stop) -> None, importable by name.
+Work = Callable[[Job, Execution, Callable[[], bool]], None]
 
 # One thread a worker: workers are the parallelism, and the numbers do not depend on how many there are.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DEVICES = "CUDA_VISIBLE_DEVICES"
 ATTEMPTS = 2
+GRACE = 30.0  # seconds in which a worker that is asked to stop may store where it was
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a cell.
+    """Something that happened to a job.
 
     Attributes:
         kind: "started", "finished", "failed", "retried" (its worker died, it will run once more) or "warned".
-        cell: the cell.
+        job: the job.
         seconds: since it started.
         message: the error or the warning, one line.
     """
 
     kind: Literal["started", "finished", "failed", "retried", "warned"]
-    cell: Cell
+    job: Job
     seconds: float = 0.0
     message: str = ""
-
-
-def schedule(cells: Collection[Cell]) -> list[Cell]:
-    """The cells in the order that completes the first rows of a table early: dense rows, then row by row."""
-
-    def rank(axis: Callable[[Cell], object]) -> dict[object, int]:
-        return {value: i for i, value in enumerate(dict.fromkeys(axis(cell) for cell in cells))}
-
-    axes = (
-        lambda cell: cell.config.model,
-        lambda cell: cell.label,
-        lambda cell: cell.config.pruning.sparsity,
-        lambda cell: cell.config.seed,
-        lambda cell: cell.config.task.name,
-    )
-    ranks = [rank(axis) for axis in axes]
-    return sorted(
-        cells,
-        key=lambda cell: (
-            cell.config.pruning.method != DENSE,
-            *(rank[axis(cell)] for axis, rank in zip(axes, ranks, strict=True)),
-        ),
-    )
-
-
-def choose(pending: Sequence[Cell], last: Cell | None, running: Collection[Cell]) -> Cell:
-    """The pending cell that a worker takes next.
-
-    First what shares the masks of its last cell, then a dense run, then a model that no other worker is on (they would
-    wait for the same statistics), then masks that no other worker is making. A worker's first cell is of a model that
-    no other worker is on, if there is one.
-    """
-
-    def masks(cell: Cell) -> tuple:
-        return *cell.row, cell.config.seed
-
-    models = {cell.config.model for cell in running}
-    busy = {masks(cell) for cell in running}
-    return min(
-        pending,
-        key=lambda cell: (
-            last is None or masks(cell) != masks(last),
-            last is None and cell.config.model in models,
-            cell.config.pruning.method != DENSE,
-            cell.config.model in models,
-            masks(cell) in busy,
-        ),
-    )
 
 
 def cuda_devices() -> list[str]:
@@ -106,53 +57,76 @@ def cuda_devices() -> list[str]:
 
 
 def execute(
-    cells: Collection[Cell], run: Run, results: Path, jobs: int, devices: Sequence[str] = ()
+    jobs: Sequence[Job], work: Work, execution: Execution, n_workers: int, devices: Sequence[str] = ()
 ) -> Generator[Event, None, None]:
-    """The events of running cells in worker processes, as they happen.
+    """The events of jobs in worker processes, as they happen.
 
-    A finished cell leaves its record, a failed one error.txt; neither stops the others. A worker that dies (killed, out
-    of memory) costs its cell one of two attempts. Closing the generator, or Ctrl-C, stops the workers; only running
-    cells are lost.
+    Jobs start in the given order as soon as those that they come after are done. A failed job leaves error.txt in the
+    directory of every run that it belongs to, and those fail with it; the others go on. A worker that dies (killed, out
+    of memory) costs its job one of two attempts. Closing the generator, or Ctrl-C, asks the workers to store where they
+    are and to stop.
 
     Args:
-        cells: what to run.
-        run: (config, cache directory) -> Outcome, importable by name.
-        results: the results directory.
-        jobs: number of worker processes.
+        jobs: of a plan.
+        work: does a job.
+        execution: how and where, with a store.
+        n_workers: number of worker processes.
         devices: of `cuda_devices`; each worker sees one of them.
     """
-    pending = schedule(cells)
+    pending, done = list(jobs), {name for job in jobs for name in job.after} - {job.name for job in jobs}
     attempts: dict[str, int] = {}
     workers: list[_Worker] = []
     try:
-        while pending or any(worker.cell for worker in workers):
-            workers = [worker for worker in workers if worker.cell or worker.alive()]
-            while pending and sum(worker.cell is not None for worker in workers) < jobs:
-                worker = next((w for w in workers if w.cell is None), None)
+        while pending or any(worker.job for worker in workers):
+            workers = [worker for worker in workers if worker.job or worker.alive()]
+            while (job := _next(pending, done)) and sum(worker.job is not None for worker in workers) < n_workers:
+                worker = next((w for w in workers if w.job is None), None)
                 if worker is None:
-                    number = min(set(range(jobs)) - {w.number for w in workers})
-                    worker = _Worker(run, results, number, devices[number % len(devices)] if devices else None)
+                    number = min(set(range(n_workers)) - {w.number for w in workers})
+                    device = devices[number % len(devices)] if devices else None
+                    worker = _Worker(work, execution, number, device)
                     workers.append(worker)
-                cell = choose(pending, worker.last, [w.cell for w in workers if w.cell])
-                pending.remove(cell)
-                attempts[cell.key] = attempts.get(cell.key, 0) + 1
-                worker.start(cell)
-                yield Event("started", cell)
-            for worker in _ready([w for w in workers if w.cell]):
+                pending.remove(job)
+                attempts[job.name] = attempts.get(job.name, 0) + 1
+                worker.start(job)
+                yield Event("started", job)
+            for worker in _ready([w for w in workers if w.job]):
                 event = worker.news()
                 if event.kind == "retried":
                     workers.remove(worker)
-                    if attempts[event.cell.key] < ATTEMPTS:
-                        pending.append(event.cell)
+                    if attempts[event.job.name] < ATTEMPTS:
+                        pending.insert(0, event.job)
                     else:
                         message = f"{event.message}, {ATTEMPTS} times; its output is in {LOG}"
-                        event = replace(event, kind="failed", message=_store(message, event.cell, results))
+                        event = replace(event, kind="failed", message=_store(message, event.job, execution))
                 yield event
+                if event.kind == "finished":
+                    done.add(event.job.name)
+                elif event.kind == "failed":
+                    for other in _without(event.job, pending):
+                        message = f"its {event.job.kind} failed: {event.message}"
+                        yield Event("failed", other, message=_store(message, other, execution))
     finally:
         for worker in workers:
             worker.dismiss()
         for worker in workers:
             worker.join()
+
+
+def _next(pending: Sequence[Job], done: set[str]) -> Job | None:
+    """The first job that can start."""
+    return next((job for job in pending if done.issuperset(job.after)), None)
+
+
+def _without(failed: Job, pending: list[Job]) -> list[Job]:
+    """The jobs that cannot be done without a failed one, taken out of the pending ones."""
+    names, lost = {failed.name}, []
+    for job in list(pending):
+        if names.intersection(job.after):
+            names.add(job.name)
+            pending.remove(job)
+            lost.append(job)
+    return lost
 
 
 def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
@@ -162,52 +136,51 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 
 
 class _Worker:
-    """A worker process and the cell it is on; of the workers alive, each has its own number."""
+    """A worker process and the job it is on; of the workers alive, each has its own number."""
 
-    def __init__(self, run: Run, results: Path, number: int, device: str | None) -> None:
+    def __init__(self, work: Work, execution: Execution, number: int, device: str | None) -> None:
         self.number = number
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         # Not a daemon, which could not have loaders of its own; it ends with its parent by itself.
-        self.process = context.Process(target=_work, args=(theirs, run, results), daemon=False)
+        self.process = context.Process(target=_work, args=(theirs, work, execution), daemon=False)
         with _child_environment({} if device is None else {DEVICES: device}):
             self.process.start()
         theirs.close()
-        self.cell: Cell | None = None
-        self.last: Cell | None = None
+        self.job: Job | None = None
         self.began = 0.0
 
     def alive(self) -> bool:
         return self.process.is_alive()
 
-    def start(self, cell: Cell) -> None:
-        self.cell, self.began = cell, time.monotonic()
+    def start(self, job: Job) -> None:
+        self.job, self.began = job, time.monotonic()
         with suppress(OSError):  # It died while idle; the next look at it says so.
-            self.connection.send(cell)
+            self.connection.send(job)
 
     def news(self) -> Event:
-        assert self.cell is not None
-        cell, seconds = self.cell, time.monotonic() - self.began
+        assert self.job is not None
+        job, seconds = self.job, time.monotonic() - self.began
         try:
             kind, message = self.connection.recv() if self.connection.poll() or self.alive() else ("died", "")
         except (EOFError, OSError):
             kind, message = "died", ""
         if kind == "warned":
-            return Event("warned", cell, seconds, message)
-        self.cell, self.last = None, cell
+            return Event("warned", job, seconds, message)
+        self.job = None
         if kind == "died":
             self.connection.close()
             self.join()
-            return Event("retried", cell, seconds, _death(self.process.exitcode))
-        return Event(kind, cell, seconds, message)
+            return Event("retried", job, seconds, _death(self.process.exitcode))
+        return Event(kind, job, seconds, message)
 
     def dismiss(self) -> None:
         self.connection.close()  # An idle worker reads the end of the pipe and returns.
-        if self.cell is not None:
+        if self.job is not None:
             self.process.terminate()
 
     def join(self) -> None:
-        self.process.join(timeout=5)
+        self.process.join(timeout=GRACE)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -241,22 +214,51 @@ def _child_environment(device: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(connection: Connection, run: Run, results: Path) -> None:
+class _Stop:
+    """Whether this worker was asked to stop, by SIGTERM or by the end of its parent.
+
+    A job that looks here from time to time stores where it is and ends; any other ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.looked = False
+
+    def __call__(self) -> bool:
+        self.looked = True
+        return self.asked
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+        if not self.looked:
+            os._exit(128 + signal.SIGTERM)
+
+
+def _work(connection: Connection, work: Work, execution: Execution) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, stop.ask)
+    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
     logging.getLogger().addHandler(_ToParent(connection))
-    while True:
+    # What this project has to say goes to the log of the job, which is where the output goes.
+    logging.getLogger("vlprune").setLevel(logging.INFO)
+    logging.getLogger("vlprune").addHandler(logging.StreamHandler(sys.stdout))
+    while not stop.asked:
         try:
-            cell = connection.recv()
+            job = connection.recv()
         except EOFError:
             return
-        connection.send(_attempt(cell, run, results))
+        said = _attempt(job, work, execution, stop)
+        stop.looked = False
+        with suppress(OSError):  # The parent may be gone.
+            connection.send(said)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(stop: _Stop) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    stop.ask()
+    time.sleep(GRACE)
     os._exit(1)
 
 
@@ -269,49 +271,42 @@ class _ToParent(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Sends one message."""
-        self.connection.send(("warned", " ".join(record.getMessage().split())))
+        with suppress(OSError):
+            self.connection.send(("warned", " ".join(record.getMessage().split())))
 
 
 def _redirect_output(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
 
-def _attempt(cell: Cell, run: Run, results: Path) -> tuple[str, str]:
-    directory = run_directory(results, cell.key)
+def _attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], bool]) -> tuple[str, str]:
+    assert execution.store is not None
     try:
-        _redirect_output(directory / LOG)
-        # Another sweep on the same results may have finished it meanwhile.
-        if read_record(directory) is None:
-            outcome = run(cell.config, results / "cache")
-            record = Record(
-                key=cell.key,
-                config=cell.config,
-                metrics=outcome.metrics,
-                floors=outcome.floors,
-                sparsity=outcome.sparsity,
-                layer_sparsity=outcome.layer_sparsity,
-                seconds=outcome.seconds,
-                peak_memory=outcome.peak_memory,
-                versions=versions(),
-                contents=cell.contents,
-            )
-            write_record(directory, record, outcome.predictions)
+        _redirect_output(execution.store / job.log)
+        work(job, execution, stopping)
+    except Interrupted as stop:
+        return "failed", str(stop)
     except Exception as error:
-        # Whatever a run raises is the result of that run; the others go on.
+        # Whatever a job raises is the result of that job; the others go on.
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        return "failed", _store(message, cell, results, traceback.format_exc())
+        return "failed", _store(message, job, execution, traceback.format_exc())
+    if job.is_run:
+        (run_directory(execution.store, job.name) / ERROR).unlink(missing_ok=True)
     return "finished", ""
 
 
-def _store(message: str, cell: Cell, results: Path, details: str = "") -> str:
-    # The message, with a note where not even error.txt could be written.
+def _store(message: str, job: Job, execution: Execution, details: str = "") -> str:
+    """The message, with a note where not even error.txt of a run could be written."""
+    assert execution.store is not None
+    if not job.is_run:
+        return message
     try:
-        write_error(run_directory(results, cell.key), f"{message}\n\n{cell}\n{cell.config}\n\n{details}")
+        write_error(run_directory(execution.store, job.name), f"{message}\n\n{job}\n{job.configs[0]}\n\n{details}")
     except OSError as error:
         return f"{message} (and error.txt could not be written: {error})"
     return message

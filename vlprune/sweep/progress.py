@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -17,7 +17,9 @@ from vlprune.reports.grid import MISSING
 from vlprune.reports.tables import metric_name, percent
 from vlprune.store.record import ERROR, read_record, run_directory
 from vlprune.sweep.engine import Event
-from vlprune.sweep.table import Cell, Table
+from vlprune.sweep.job import Job
+from vlprune.sweep.plan import Plan
+from vlprune.sweep.table import Cell
 
 
 def clock(seconds: float) -> str:
@@ -31,30 +33,31 @@ class Progress:
     """Shows the events of a sweep: a bar on a terminal, a line per finished cell elsewhere, and every finished row.
 
     Args:
-        table: the whole table.
+        plan: the whole table with its keys.
         pending: the cells of this sweep.
-        headlines: {task: metric} that a row shows.
         results: the results directory.
-        jobs: worker processes.
+        n_workers: number of worker processes.
         console: where to print.
     """
 
     def __init__(
         self,
-        table: Table,
+        plan: Plan,
         pending: Collection[Cell],
-        headlines: Mapping[str, str],
         results: Path,
-        jobs: int,
+        n_workers: int,
         console: Console,
     ) -> None:
-        self.table, self.headlines, self.results, self.jobs, self.console = table, headlines, results, jobs, console
-        self.left = {cell.key: cell for cell in pending}
+        self.table, self.results, self.n_workers, self.console = plan.table, results, n_workers, console
+        self.headlines = plan.table.headlines
+        self.cells = {key: cell for key, cell, _ in plan.places()}
+        self.keys = {cell: key for key, cell in self.cells.items()}
+        self.left = dict.fromkeys(pending)
         self.total = len(pending)
-        self.running: dict[str, tuple[Cell, float]] = {}
+        self.running: dict[Job, float] = {}
         self.durations: dict[tuple[str, str], list[float]] = {}
         self.began = time.monotonic()
-        self.tasks = list(dict.fromkeys(cell.config.task.name for cell in table.cells))
+        self.tasks = list(dict.fromkeys(cell.config.task.name for cell in plan.table.cells))
         # The list of running cells gives way on a narrow terminal.
         running = TextColumn("{task.fields[running]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
         self.bar = Bar(
@@ -81,49 +84,52 @@ class Progress:
 
     def show(self, event: Event) -> None:
         """Shows one event."""
-        cell = event.cell
+        job = event.job
         if event.kind == "started":
-            self.running[cell.key] = (cell, time.monotonic())
+            self.running[job] = time.monotonic()
         elif event.kind == "warned":
-            self._print(f"warning: {cell}: {event.message}", style="yellow")
+            self._print(f"warning: {job}: {event.message}", style="yellow")
         elif event.kind == "retried":
-            self.running.pop(cell.key, None)
-            self._print(f"{cell}: {event.message}; it will run once more", style="yellow")
+            self.running.pop(job, None)
+            self._print(f"{job}: {event.message}; it will run once more", style="yellow")
         else:
-            self.running.pop(cell.key, None)
-            del self.left[cell.key]
+            self.running.pop(job, None)
             if event.kind == "failed":
-                where = run_directory(self.results, cell.key) / ERROR
-                self._print(f"failed: {cell}: {event.message} ({where})", style="red")
-            else:
-                self.durations.setdefault((cell.config.model, cell.config.task.name), []).append(event.seconds)
-            self._show_finished(event)
-        now = ", ".join(str(cell) for cell, _ in self.running.values())
+                where = job.log.parent / ERROR if job.is_run else job.log
+                self._print(f"failed: {job}: {event.message} ({self.results / where})", style="red")
+            if job.is_run:
+                cell = self.cells[job.name]
+                del self.left[cell]
+                if event.kind == "finished":
+                    place = cell.config.model.name, cell.config.task.name
+                    self.durations.setdefault(place, []).append(event.seconds)
+                self._show_finished(event, cell)
+        now = ", ".join(map(str, self.running))
         done = self.total - len(self.left)
         self.bar.update(self.meter, completed=done, description=self._times(), running=now)
 
-    def _show_finished(self, event: Event) -> None:
+    def _show_finished(self, event: Event, cell: Cell) -> None:
         if not self.console.is_terminal and event.kind == "finished":
             count = f"[{self.total - len(self.left)}/{self.total}]"
-            self._print(f"{count} {event.cell}, {clock(event.seconds)}; {self._times()}")
-        if all(cell.row != event.cell.row for cell in self.left.values()):
-            self._show_row(event.cell)
+            self._print(f"{count} {cell}, {clock(event.seconds)}; {self._times()}")
+        if all(other.row != cell.row for other in self.left):
+            self._show_row(cell)
 
     def _show_row(self, last: Cell) -> None:
         values: dict[str, list[float]] = {task: [] for task in self.tasks}
         for cell in self.table.cells:
             if cell.row == last.row:
-                record = read_record(run_directory(self.results, cell.key))
+                record = read_record(run_directory(self.results, self.keys[cell]))
                 if record is not None and record.metrics:
                     task = cell.config.task.name
                     values[task].append(record.metrics[self.headlines[task]])
         texts = [f"{sum(seeds) / len(seeds):.1f}" if seeds else MISSING for seeds in values.values()]
         pruning = last.config.pruning
         at = "" if pruning.method == DENSE else percent(pruning.sparsity)
-        self._print(self._columns(last.config.model, last.label, at, texts), style="bold")
+        self._print(self._columns(last.config.model.name, last.label, at, texts), style="bold")
 
     def _columns(self, model: str, method: str, sparsity: str, cells: list[str]) -> str:
-        models = max(len(cell.config.model) for cell in self.table.cells)
+        models = max(len(cell.config.model.name) for cell in self.table.cells)
         methods = max(len(cell.label) for cell in self.table.cells)
         place = f"{model:<{max(5, models)}}  {method:<{max(6, methods)}}  {sparsity:>8}  "
         return place + "".join(f"{cell:>9}" for cell in cells)
@@ -139,11 +145,11 @@ class Progress:
         if not every:
             return None
         now, left = time.monotonic(), 0.0
-        for key, cell in self.left.items():
-            similar = self.durations.get((cell.config.model, cell.config.task.name), every)
-            _, start = self.running.get(key, (cell, now))
-            left += max(sum(similar) / len(similar) - (now - start), 0.0)
-        return left / self.jobs
+        began = {self.cells[job.name]: start for job, start in self.running.items() if job.is_run}
+        for cell in self.left:
+            similar = self.durations.get((cell.config.model.name, cell.config.task.name), every)
+            left += max(sum(similar) / len(similar) - (now - began.get(cell, now)), 0.0)
+        return left / self.n_workers
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -2,76 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+from eval import TASKS
 from vlprune.config import (
     DENSE,
+    PARTS,
     CalibrationConfig,
     ConfigError,
-    FinetuningConfig,
-    PruningConfig,
+    Options,
     RunConfig,
-    TaskConfig,
-    limited,
+    build,
+    changed,
+    check_field,
     unknown,
-    variant,
 )
-from vlprune.reports.variants import label, labels
-from vlprune.schema import build, typed
-from vlprune.store.keys import Contents, run_key
+from vlprune.pruners import PRUNERS, check_pruning, get_pruner
+from vlprune.reports.variants import label, labels, setting, variant
+from vlprune.stages.masks import settings_read
 
-AXES = ("models", "methods", "sparsities", "tasks", "seeds")
-PARTS = {
-    "calibration": CalibrationConfig,
-    "pruning": PruningConfig,
-    "finetuning": FinetuningConfig,
-    "task": TaskConfig,
+# The axes of a table, and the setting that each is a list of.
+AXES = {
+    "models": "model.name",
+    "methods": "pruning.method",
+    "sparsities": "pruning.sparsity",
+    "tasks": "task.name",
+    "seeds": "seed",
 }
+PLACE = tuple(AXES.values())
 DATA = "{data}"  # in a table, the directory that --data gives
-# What an axis of [[grid]] sets cannot be set in a part as well.
-ON_AXES = {("pruning", "method"): "methods", ("pruning", "sparsity"): "sparsities", ("task", "name"): "tasks"}
 
-Settings = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """What exists to choose from.
-
-    Attributes:
-        methods: {pruner: the statistics it wants of the calibration pass that a sweep shares}, without "dense".
-        tasks: names of the tasks.
-        headlines: {task name: the metric that tables show first}.
-        contents: what a config only names; raises a ValueError for names of models and data that are not known.
-        check: raises a ValueError for pruning settings that the method does not have.
-    """
-
-    methods: Mapping[str, frozenset[str]]
-    tasks: Collection[str]
-    headlines: Mapping[str, str]
-    contents: Callable[[RunConfig], Contents]
-    check: Callable[[PruningConfig], None]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Axis values asked for on a command line; None leaves an axis as the file has it."""
-
-    models: tuple[str, ...] | None = None
-    methods: tuple[str, ...] | None = None
-    sparsities: tuple[float, ...] | None = None
-    tasks: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] | None = None
-
-    @property
-    def narrows(self) -> bool:
-        """Whether anything was asked for."""
-        return any(getattr(self, axis) is not None for axis in AXES)
+Settings = dict[str, Any]  # {dotted name: value}, such as {"finetuning.lr": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -80,21 +47,21 @@ class Cell:
 
     Attributes:
         config: of the run.
-        contents: what the config only names.
-        key: of its record.
+        variant: the settings that tell it from other runs of its method, as in "alignment=4 lam=0.1".
         label: how the table calls its method, with the settings that tell its variants apart.
+        where: the entry of the file that it comes from.
     """
 
     config: RunConfig
-    contents: Contents
-    key: str
+    variant: str
     label: str
+    where: str
 
     @property
     def row(self) -> tuple[str, str, str, float]:
         """(model, method, variant, sparsity)."""
         pruning = self.config.pruning
-        return self.config.model, pruning.method, variant(self.config), pruning.sparsity
+        return self.config.model.name, pruning.method, self.variant, pruning.sparsity
 
     @property
     def place(self) -> tuple[str, str, str, float, str, int]:
@@ -104,7 +71,7 @@ class Cell:
     def __str__(self) -> str:
         method, space, settings = self.label.partition(" ")
         at = "" if method == DENSE else f"@{100 * self.config.pruning.sparsity:g}%"
-        return f"{self.config.model} {method}{at}{space}{settings} {self.config.task.name} seed {self.config.seed}"
+        return f"{self.config.model.name} {method}{at}{space}{settings} {self.config.task.name} seed {self.config.seed}"
 
 
 @dataclass(frozen=True)
@@ -114,78 +81,146 @@ class Table:
     name: str
     cells: tuple[Cell, ...]
 
+    def named(self, name: str) -> Table:
+        """The same table under another name."""
+        return replace(self, name=name)
+
+    @property
+    def headlines(self) -> dict[str, str]:
+        """{task: the metric that the table shows first}."""
+        return {name: TASKS[name].headline for name in dict.fromkeys(cell.config.task.name for cell in self.cells)}
+
+    @property
+    def defaults(self) -> dict[str, dict[str, str]]:
+        """{method: {option: its default in words}} of the methods in the table."""
+        methods = dict.fromkeys(
+            cell.config.pruning.method for cell in self.cells if cell.config.pruning.method != DENSE
+        )
+        return {
+            method: dict(setting(f.name, getattr(default, f.name)).split("=", 1) for f in fields(default))
+            for method in methods
+            if fields(default := PRUNERS[method].options())
+        }
+
 
 def load_table(
     path: Path,
-    catalogue: Catalogue,
-    selection: Selection | None = None,
+    given: Mapping[str, Sequence[Any]] | None = None,
     data: str | None = None,
     limit: int | None = None,
 ) -> Table:
     """The table that a TOML file describes.
 
-    The file has `[base]` (nested tables calibration, pruning, finetuning, task: settings of every run), `[task.<name>]`
-    (the same tables, for the runs of one task) and `[[grid]]` entries: lists models, methods, sparsities, tasks and
-    seeds (default [0]) that multiply, and settings of that entry. Later ones win: base, task, grid. The dense run of
-    every model, task and seed is always there, once. A method may be there in several variants of its calibration and
-    pruning settings, each from an entry of its own.
+    The file has `[base]` (nested tables model, calibration, pruning, finetuning, task: settings of every run),
+    `[task.NAME]` and `[method.NAME]` (the same tables, for the runs of one task or method) and `[[grid]]` entries: the
+    lists models, methods, sparsities, tasks and seeds (default [0]) multiply, and so does any other setting that is a
+    list there, such as `finetuning.lr = [1e-4, 5e-4]`. Later ones win: base, task, method, grid. The dense run of every
+    model, task and seed is always there, once. A method may be there in several variants of its settings.
 
     Args:
-        path: the file.
-        catalogue: what exists.
-        selection: axis values to run instead of those of the file. An entry keeps those that it lists; a value that no
-            entry lists joins all of them.
-        data: data set or directory of the task, and of the calibration unless `[base]` names another. In the file,
-            "{data}/coco" is a directory below it, and stays one.
-        limit: runs the same on so many samples (see `config.limited`); the table is called so.
+        path: of the file.
+        given: {dotted name: values} that win over the file, as `parse_set` returns them. Of the axes of PLACE, an entry
+            keeps the values that it lists, and a value that no entry lists joins all of them. Any other setting is set
+            everywhere; several values multiply.
+        data: data set or directory of the tasks, and of the calibration unless `[base]` names another. In the file,
+            "{data}/coco" is a directory below it.
+        limit: number of samples to run the same on (see `limited`); the table is called so.
 
     Raises:
-        ConfigError: an unknown key or name, a value out of range, or two different runs in one place.
+        ConfigError: an unknown name, a value out of range, or two different runs in one place.
     """
     document = _read(path)
-    _check_keys(document, ("base", "task", "grid"), path.name)
-    base = _settings(document.get("base", {}), f"{path.name}: [base]")
+    _check_keys(document, ("base", "task", "method", "grid"), path.name)
+    base = _flat(document.get("base", {}), f"{path.name}: [base]")
     if data is not None:
-        task = base.setdefault("task", {})
-        if DATA not in str(task.get("data")):
-            task["data"] = data
-        base.setdefault("calibration", {}).setdefault("data", data)
-    by_task = {}
-    for task, values in _table(document.get("task", {}), f"{path.name}: [task]").items():
-        if task not in catalogue.tasks:
-            raise ConfigError(f"{path.name}: [task.{task}]: {unknown('task', task, catalogue.tasks)}")
-        by_task[task] = _settings(values, f"{path.name}: [task.{task}]")
+        if DATA not in str(base.get("task.data")):
+            base["task.data"] = data
+        base.setdefault("calibration.data", data)
+    special = {
+        kind: _special(document, kind, known, path.name) for kind, known in (("task", TASKS), ("method", PRUNERS))
+    }
     entries = document.get("grid", [])
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path.name}: a table needs at least one [[grid]] entry")
-
     places = [f"{path.name}: [[grid]] {number}" for number in range(1, len(entries) + 1)]
-    axes = _select(
-        [_axes(entry, where) for entry, where in zip(entries, places, strict=True)], selection or Selection()
-    )
-    for entry_axes in axes:
-        _check_names(entry_axes, catalogue, path.name)
+    given = dict(given or {})
+    axes = [_axes(entry, where) for entry, where in zip(entries, places, strict=True)]
+    _select(axes, {name: values for name, values in given.items() if name in PLACE})
+    for own in axes:
+        _check_axes(own, path.name)
+    overrides = {name: list(values) for name, values in given.items() if name not in PLACE}
     cells: dict[tuple, Cell] = {}
-    for entry, entry_axes, where in zip(entries, axes, places, strict=True):
-        own = _settings({k: v for k, v in entry.items() if k not in AXES}, where)
-        for config in _configs(entry_axes, base, by_task, own, where):
-            config = _placed(config, data, where)
-            config = config if limit is None else limited(config, limit)
-            _check_pruning(config, catalogue, where)
-            contents = _contents(config, catalogue, where)
-            name = label(config.pruning.method, variant(config))
-            cell = Cell(config, contents, run_key(config, contents), name)
-            other = cells.setdefault(cell.place, cell)
-            if other.key != cell.key:
-                raise ConfigError(
-                    f"{where}: two different runs of {cell}; {_difference(other.config, config)}. "
-                    "A table compares methods under one set of settings: make it two tables"
-                )
+    for entry, own, where in zip(entries, axes, places, strict=True):
+        settings = _flat({key: value for key, value in entry.items() if key not in AXES}, where)
+        varied = {name: value if _is_axis(name, value) else [value] for name, value in settings.items()} | overrides
+        for place in _places(own):
+            for values in product(*varied.values()):
+                chosen = dict(zip(varied, values, strict=True))
+                several = [name for name, among in varied.items() if len(among) > 1]
+                merged = {
+                    **base,
+                    **special["task"].get(place["task.name"], {}),
+                    **special["method"].get(place["pruning.method"], {}),
+                    **chosen,
+                    **place,
+                }
+                cell = _cell(merged, several, where, data, limit)
+                other = cells.setdefault(cell.place, cell)
+                if other.config != cell.config:
+                    raise ConfigError(
+                        f"{where}: two different runs of {cell}; {_difference(other.config, cell.config)}. "
+                        "A table compares methods under one set of settings: make it two tables, or a list in one entry"
+                    )
     if not cells:
         raise ConfigError(f"{path.name}: nothing is left to run with this selection")
-    names = labels(cell.row[1:3] for cell in cells.values())
-    name = path.stem if limit is None else f"{path.stem}-limit-{limit}"
-    return Table(name, tuple(replace(cell, label=names[cell.row[1:3]]) for cell in cells.values()))
+    table = Table(path.stem if limit is None else f"{path.stem}-limit-{limit}", tuple(cells.values()))
+    names = labels((cell.row[1:3] for cell in table.cells), table.defaults)
+    return replace(table, cells=tuple(replace(cell, label=names[cell.row[1:3]]) for cell in table.cells))
+
+
+def parse_set(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """{dotted name: values} of texts such as "finetuning.lr=1e-4,5e-4" or "task.test=val".
+
+    Values are written as in TOML and separated by commas; what is no TOML is text.
+
+    Raises:
+        ConfigError: a text without "=", a name that is no setting, or one that is given twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = {"model": "model.name"}.get(name.strip(), name.strip())
+        if not equals or not values.strip():
+            raise ConfigError(f"--set takes NAME=VALUE or NAME=VALUE,VALUE, got {text!r}")
+        if name in found:
+            raise ConfigError(f"--set {name} is given twice")
+        if name not in PLACE:
+            _check_setting(name, "--set")
+        found[name] = parse_values(values)
+    return found
+
+
+def limited(config: RunConfig, limit: int) -> RunConfig:
+    """The same run on `limit` samples of each split, and calibration on no more than about as many pairs.
+
+    A batch of calibration has two pairs at least, as the losses need negatives, and at most half of them, so that there
+    are two batches; a method that measures anew as it goes takes a step less rather than a step without a batch.
+    """
+    task, calibration, pruning = config.task, config.calibration, config.pruning
+    batch_size = min(calibration.batch_size, max(2, limit // 2))
+    n_batches = max(1, limit // batch_size)
+    options = pruning.options
+    if pruning.method != DENSE:
+        options = Options(get_pruner(pruning.method).limited(options, n_batches))
+    return replace(
+        config,
+        task=replace(task, limit=min(task.limit or limit, limit)),
+        calibration=replace(calibration, batch_size=batch_size, n_batches=min(calibration.n_batches, n_batches)),
+        pruning=replace(pruning, options=options),
+    )
+
+
+# ---- reading ----
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -212,23 +247,51 @@ def _check_keys(values: Mapping[str, Any], known: Collection[str], where: str) -
             raise ConfigError(f"{where}: {unknown('key', key, known)}")
 
 
-def _settings(values: object, where: str) -> Settings:
-    settings = _table(values, where)
-    _check_keys(settings, tuple(PARTS), where)
-    for part, cls in PARTS.items():
-        inner = _table(settings.get(part, {}), f"{where}: {part}")
-        for key in inner:
-            if (part, key) in ON_AXES:
-                raise ConfigError(f"{where}: {part}.{key} is set by the list {ON_AXES[part, key]!r} of [[grid]]")
-        _check_keys(inner, [f.name for f in fields(cls) if (part, f.name) not in ON_AXES], f"{where}: {part}")
-        # Ranges are checked where the parts are merged: one may depend on a setting of another part.
-        typed(cls, inner, f"{where}: {part}")
-    return {part: dict(inner) for part, inner in settings.items()}
+def _flat(values: object, where: str) -> Settings:
+    """{dotted name: value} of nested tables, the names checked."""
+    found: Settings = {}
+    for part, inner in _table(values, where).items():
+        _check_keys({part: inner}, tuple(PARTS), where)
+        for key, value in _table(inner, f"{where}: {part}").items():
+            if key == "options":
+                found |= {
+                    f"{part}.options.{name}": one for name, one in _table(value, f"{where}: {part}.options").items()
+                }
+            else:
+                _check_setting(f"{part}.{key}", where)
+                for one in value if _is_axis(f"{part}.{key}", value) else [value]:
+                    check_field(PARTS[part], key, one, f"{where}: {part}.{key}")
+                found[f"{part}.{key}"] = value
+    return found
+
+
+def _check_setting(name: str, where: str) -> None:
+    """Refuses what is no setting, or one that an axis sets."""
+    part, _, key = name.partition(".")
+    if part not in PARTS:
+        raise ConfigError(f"{where}: {unknown('setting', name, (*PLACE, *PARTS))}")
+    if axis := next((axis for axis, own in AXES.items() if own == name), None):
+        raise ConfigError(f"{where}: {name} is set by the list {axis!r} of [[grid]]")
+    known = [f.name for f in fields(PARTS[part])]
+    if key.split(".")[0] not in known or key == "options":
+        raise ConfigError(f"{where}: {part}: {unknown('key', key, known)}")
+
+
+def _special(document: Mapping[str, Any], kind: str, known: Collection[str], name: str) -> dict[str, Settings]:
+    """Settings of the runs of one task or one method."""
+    found = {}
+    for each, values in _table(document.get(kind, {}), f"{name}: [{kind}]").items():
+        if each not in known:
+            raise ConfigError(f"{name}: [{kind}.{each}]: {unknown(kind, each, known)}")
+        found[each] = _flat(values, f"{name}: [{kind}.{each}]")
+    return found
 
 
 def _axes(entry: object, where: str) -> dict[str, list]:
+    """{axis: values} of an entry."""
     values = _table(entry, where)
-    _check_keys(values, (*AXES, *PARTS), where)
+    parts = tuple(part for part in PARTS if f"{part}s" not in AXES or isinstance(values.get(part), dict))
+    _check_keys(values, (*AXES, *parts), where)
     axes = {"seeds": [0], **{axis: values[axis] for axis in AXES if axis in values}}
     for axis, listed in axes.items():
         if not isinstance(listed, list) or not listed or not all(isinstance(v, str | int | float) for v in listed):
@@ -240,49 +303,113 @@ def _axes(entry: object, where: str) -> dict[str, list]:
     return {axis: list(dict.fromkeys(axes.get(axis, []))) for axis in AXES}
 
 
-def _select(axes: list[dict[str, list]], selection: Selection) -> list[dict[str, list]]:
-    chosen = [dict(entry) for entry in axes]
-    for axis in AXES:
-        asked = getattr(selection, axis)
-        if asked is not None:
+def _is_axis(name: str, value: object) -> bool:
+    """Whether the value of a setting is a list of values: of a setting that is a list itself, a list of lists."""
+    part, _, key = name.partition(".")
+    hint = get_type_hints(PARTS[part]).get(key)
+    if get_origin(hint) is tuple and get_args(hint):
+        return isinstance(value, list) and bool(value) and all(isinstance(one, list) for one in value)
+    return isinstance(value, list)
+
+
+def parse_values(text: str) -> list[Any]:
+    """Values separated by commas, written as in TOML; what is no TOML is text."""
+    try:
+        return tomllib.loads(f"values = [{text}]")["values"]
+    except tomllib.TOMLDecodeError:
+        parts = [part.strip() for part in text.split(",")]
+        return [_value(part) for part in parts if part]
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+# ---- cells ----
+
+
+def _select(axes: list[dict[str, list]], asked: Mapping[str, Sequence[Any]]) -> None:
+    """Narrows the axes of the entries, in place."""
+    for axis, name in AXES.items():
+        if name in asked:
             listed = {value for entry in axes for value in entry[axis]}
-            for entry in chosen:
-                entry[axis] = [value for value in asked if value in entry[axis] or value not in listed]
-    return chosen
+            for entry in axes:
+                entry[axis] = [value for value in asked[name] if value in entry[axis] or value not in listed]
 
 
-def _check_names(axes: Mapping[str, list], catalogue: Catalogue, where: str) -> None:
+def _check_axes(axes: Mapping[str, list], where: str) -> None:
     for model in axes["models"]:
         if not isinstance(model, str):
             raise ConfigError(f"{where}: a model must be a name or a path, got {model!r}")
     for method in axes["methods"]:
-        if method != DENSE and method not in catalogue.methods:
-            raise ConfigError(f"{where}: {unknown('method', str(method), (DENSE, *catalogue.methods))}")
+        if method != DENSE and method not in PRUNERS:
+            raise ConfigError(f"{where}: {unknown('method', str(method), (DENSE, *PRUNERS))}")
     for task in axes["tasks"]:
-        if task not in catalogue.tasks:
-            raise ConfigError(f"{where}: {unknown('task', str(task), catalogue.tasks)}")
+        if task not in TASKS:
+            raise ConfigError(f"{where}: {unknown('task', str(task), TASKS)}")
     for sparsity in axes["sparsities"]:
         if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
             raise ConfigError(f"{where}: a sparsity must be a number in [0, 1), got {sparsity!r}")
-    for seed in axes["seeds"]:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigError(f"{where}: a seed must be a whole number of at least 0, got {seed!r}")
 
 
-def _check_pruning(config: RunConfig, catalogue: Catalogue, where: str) -> None:
+def _places(axes: Mapping[str, list]) -> Iterator[Settings]:
+    pruned = [pair for pair in product(axes["methods"], axes["sparsities"]) if pair[0] != DENSE]
+    for model, pruning, seed, task in product(axes["models"], [(DENSE, 0.0), *pruned], axes["seeds"], axes["tasks"]):
+        yield dict(zip(PLACE, (model, *pruning, task, seed), strict=True))
+
+
+def _cell(merged: Settings, several: Sequence[str], where: str, data: str | None, limit: int | None) -> Cell:
+    """The cell of some settings; `several` are those that have more than one value in the table."""
+    dense = merged["pruning.method"] == DENSE
+    if dense:  # no pruning settings, so that it is the same run for all entries
+        merged = {name: v for name, v in merged.items() if not name.startswith(("pruning.", "calibration."))}
+    config = _placed(build(RunConfig, _nested(merged), where), data, where)
     try:
-        catalogue.check(config.pruning)
+        config = _plain(config)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+    config = config if limit is None else limited(config, limit)
+    of_pruning = "" if dense else variant(config, settings_read(config.pruning.method))
+    others = [
+        setting(_short(name), merged[name]) for name in several if not name.startswith(("pruning.", "calibration."))
+    ]
+    text = " ".join(filter(None, [of_pruning, *others]))
+    return Cell(config, text, label(config.pruning.method, text), where)
 
 
-def _contents(config: RunConfig, catalogue: Catalogue, where: str) -> Contents:
-    try:
-        return catalogue.contents(config)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{where}: the models and data of a run cannot be read: {error}") from error
+def _short(name: str) -> str:
+    """The name of a setting in a variant: its last component, with its part where a setting of pruning is called so."""
+    part, _, key = name.rpartition(".")
+    taken = {read.rpartition(".")[2] for method in PRUNERS for read in settings_read(method)}
+    return f"{part.partition('.')[0]}_{key}" if key in taken else key
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """The config with only what the run reads and what differs from a default, so that equal runs are equal."""
+    check_pruning(config.pruning)
+    task, pruning, calibration = config.task, config.pruning, config.calibration
+    chosen = build(TASKS[task.name].options, task.options, f"task {task.name!r}: options")
+    config = replace(config, task=replace(task, options=Options(changed(chosen))))
+    if pruning.method == DENSE:
+        return config
+    own = Options(get_pruner(pruning.method, pruning.options).given_options)
+    read = settings_read(pruning.method)
+    used = {name: value for name, value in changed(calibration).items() if f"calibration.{name}" in read}
+    return replace(config, calibration=CalibrationConfig(**used), pruning=replace(pruning, options=own))
+
+
+def _nested(settings: Settings) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        *parts, last = name.split(".")
+        inner = found
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return found
 
 
 def _placed(config: RunConfig, data: str | None, where: str) -> RunConfig:
@@ -296,28 +423,19 @@ def _placed(config: RunConfig, data: str | None, where: str) -> RunConfig:
     return replace(config, **placed)
 
 
-def _configs(axes: Mapping[str, list], base: Settings, by_task: Mapping[str, Settings], own: Settings, where: str):
-    pruned = [
-        {"method": method, "sparsity": sparsity}
-        for method, sparsity in product(axes["methods"], axes["sparsities"])
-        if method != DENSE
-    ]
-    prunings = [{"method": DENSE}, *pruned]
-    for model, pruning, seed, task in product(axes["models"], prunings, axes["seeds"], axes["tasks"]):
-        merged: Settings = {part: {} for part in PARTS}
-        for settings in (base, by_task.get(task, {}), own):
-            for part, values in settings.items():
-                merged[part].update(values)
-        # The dense run has no pruning settings, so that it is the same one for all entries.
-        merged["pruning"] = pruning if pruning["method"] == DENSE else {**merged["pruning"], **pruning}
-        merged["task"]["name"] = task
-        yield build(RunConfig, {"model": model, "seed": seed, **merged}, where)
-
-
 def _difference(a: RunConfig, b: RunConfig) -> str:
-    for part, cls in PARTS.items():
-        for f in fields(cls):
+    for part in PARTS:
+        for f in fields(PARTS[part]):
             one, two = getattr(getattr(a, part), f.name), getattr(getattr(b, part), f.name)
             if one != two:
                 return f"{part}.{f.name} is {one!r} in one and {two!r} in the other"
     return "their settings differ"
+
+
+def file_name(texts: Sequence[str]) -> str:
+    """What the name of a table gets for settings of the command line: "-lr=1e-4,5e-4" for finetuning.lr=1e-4,5e-4."""
+    found = ""
+    for text in texts:
+        name, _, value = text.partition("=")
+        found += "-" + re.sub(r"[^-+=.,0-9A-Za-z]+", "_", f"{name.rpartition('.')[2]}={value}")
+    return found

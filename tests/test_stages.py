@@ -1,0 +1,250 @@
+"""What a stage reads is its key, and nothing else: which stages run again when something moves."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import small_model
+
+from vlprune.config import (
+    CalibrationConfig,
+    FinetuningConfig,
+    ModelConfig,
+    Options,
+    PruningConfig,
+    RunConfig,
+    TaskConfig,
+)
+from vlprune.data.fingerprint import data_fingerprint
+from vlprune.models import save_model
+from vlprune.pipeline import chain
+from vlprune.pruners import PRUNERS
+from vlprune.stages import fingerprints as module
+from vlprune.stages.fingerprints import Fingerprints
+from vlprune.stages.masks import settings_read
+from vlprune.store.code import code_digest
+
+KINDS = ("statistics", "masks", "tuned", "predictions", "record")
+
+
+@pytest.fixture
+def config(dataset, tmp_path):
+    save_model(small_model("xvlm"), tmp_path / "model")
+    return RunConfig(
+        model=ModelConfig(str(tmp_path / "model")),
+        calibration=CalibrationConfig(str(dataset), batch_size=4),
+        pruning=PruningConfig("multiflow", 0.75),
+        task=TaskConfig("captioning", str(dataset)),
+    )
+
+
+def keys(config):
+    """{kind of stage: keys}."""
+    found = chain(config, Fingerprints())
+    stages = {"statistics": found.statistics, "masks": (found.masks,), "tuned": (found.tuned,)}
+    stages |= {"predictions": (found.predictions,), "record": (found.record,)}
+    return {kind: tuple(stage.key for stage in own if stage) for kind, own in stages.items()}
+
+
+def moved(before, after):
+    """The kinds of stages whose keys differ."""
+    return tuple(kind for kind in KINDS if before[kind] != after[kind])
+
+
+def pruned(config, method, sparsity=0.75, **options):
+    return replace(config, pruning=PruningConfig(method, sparsity, None, Options(options)))
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "changes", "expected"),
+    [
+        ("multiflow", "calibration", {"n_batches": 9}, KINDS),
+        ("multiflow", "calibration", {"alignment": 2.0}, ()),
+        ("snip", "calibration", {"alignment": 2.0}, KINDS),
+        ("omp", "calibration", {"n_batches": 9, "batch_size": 2, "alignment": 2.0, "data": "scenes"}, ()),
+        ("chita", "calibration", {"n_batches": 9}, KINDS[1:]),
+        ("itersnip", "calibration", {"n_batches": 9}, ()),
+        ("itersnip", "calibration", {"batch_size": 2}, KINDS[1:]),
+        ("sparsegpt", "calibration", {"n_batches": 9}, KINDS[1:]),
+        ("sparsegpt", "calibration", {"alignment": 2.0}, ()),
+        ("omp", "finetuning", {"lr": 1e-3}, KINDS[2:]),
+        ("omp", "finetuning", {"steps": 0}, KINDS[2:]),
+        ("omp", "task", {"options": Options(num_beams=2)}, KINDS[3:]),
+        ("omp", "task", {"test": "val"}, KINDS[3:]),
+        ("omp", "task", {"train": "val"}, KINDS[2:]),
+        ("omp", "task", {"image_size": 48}, KINDS[2:]),
+        ("omp", "pruning", {"sparsity": 0.5}, KINDS[1:]),
+        ("omp", "pruning", {"pattern": "1:4"}, KINDS[1:]),
+    ],
+)
+def test_a_setting_moves_the_stages_that_read_it(config, method, part, changes, expected):
+    before = pruned(config, method)
+    after = replace(before, **{part: replace(getattr(before, part), **changes)})
+    found = moved(keys(before), keys(after))
+    # A method of no stored statistics has no keys of them that could move.
+    assert found == tuple(kind for kind in expected if keys(before)[kind])
+
+
+def test_options_at_their_defaults_and_options_of_others_move_no_key(config):
+    assert keys(pruned(config, "chita")) == keys(pruned(config, "chita", lam=1e-2))
+    assert moved(keys(pruned(config, "chita")), keys(pruned(config, "chita", lam=1.0))) == KINDS[1:]
+    retrieval = replace(config, task=replace(config.task, name="retrieval", options=Options(k_test=16)))
+    assert keys(retrieval) == keys(replace(retrieval, task=replace(retrieval.task, options=Options())))
+    with pytest.raises(ValueError, match="unknown key 'num_beams'"):
+        keys(replace(retrieval, task=replace(retrieval.task, options=Options(num_beams=2))))
+
+
+def test_a_seed_moves_all_and_dense_runs_read_neither_calibration_nor_method(config):
+    assert moved(keys(config), keys(replace(config, seed=1))) == KINDS
+    dense = replace(config, pruning=PruningConfig())
+    assert keys(dense) == keys(replace(dense, calibration=CalibrationConfig()))
+    assert keys(dense)["masks"] == ()
+
+
+def test_nothing_moves_when_files_do(config, dataset, tmp_path):
+    before = keys(config)
+    shutil.copytree(tmp_path / "model", tmp_path / "elsewhere")
+    shutil.copytree(dataset, tmp_path / "photos")
+    there = str(tmp_path / "photos")
+    after = replace(
+        config,
+        model=ModelConfig(str(tmp_path / "elsewhere")),
+        calibration=replace(config.calibration, data=there),
+        task=replace(config.task, data=there),
+    )
+    assert keys(after) == before
+
+
+def test_other_contents_under_the_same_names_move_what_reads_them(config, dataset, tmp_path):
+    before = keys(config)
+    tokenizer = tmp_path / "model" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"truncation":', '"truncation" :', 1) + "\n")
+    assert moved(before, keys(config)) == KINDS
+    own, split = keys(config), replace(config, calibration=replace(config.calibration, data="scenes"))
+    assert own != before
+    apart = keys(split)
+    karpathy = dataset / "dataset_small.json"
+    karpathy.write_text(karpathy.read_text().replace("a dog number 1", "a dog number one"))
+    assert moved(apart, keys(split)) == KINDS[2:]
+
+
+def test_images_that_are_left_out_move_what_saw_the_others(config, dataset):
+    def skipping():
+        found = chain(config, Fingerprints(skip_broken=True))
+        return {"tuned": found.tuned.key, "predictions": found.predictions.key, "record": found.record.key}
+
+    whole = chain(config, Fingerprints())
+    assert skipping() == {"tuned": whole.tuned.key, "predictions": whole.predictions.key, "record": whole.record.key}
+    before = data_fingerprint(str(dataset))
+    # A change in the middle of a picture, which the fingerprint of the directory does not see.
+    path = dataset / "images" / "0017.png"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+    if data_fingerprint(str(dataset)) == before:
+        assert skipping()["tuned"] == whole.tuned.key
+    assert skipping()["predictions"] != whole.predictions.key
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "expected"),
+    [
+        ("vlprune.models", "VERSION", KINDS),
+        ("vlprune.stages.statistics", "STATISTICS_VERSION", KINDS),
+        ("vlprune.stages.fingerprints", "READERS_VERSION", KINDS),
+        ("vlprune.stages.fingerprints", "SELECTION_VERSION", KINDS[1:]),
+        ("vlprune.stages.tuned", "FINETUNE_VERSION", KINDS[2:]),
+        ("vlprune.stages.tuned", "AUGMENT_VERSION", KINDS[2:]),
+    ],
+)
+def test_a_raised_version_of_shared_code_moves_what_it_makes(config, monkeypatch, where, name, expected):
+    own = replace(config, finetuning=FinetuningConfig(augment="paper"))
+    before = keys(own)
+    monkeypatch.setattr(f"{where}.{name}", 1000)
+    assert moved(before, keys(own)) == expected
+
+
+def test_the_settings_that_a_method_reads():
+    assert settings_read("omp") == {"pruning.pattern"}
+    read = {"calibration.data", "calibration.batch_size", "pruning.pattern"}
+    assert settings_read("multiflow") == {*read, "calibration.n_batches"}
+    assert settings_read("snip") == {*read, "calibration.n_batches", "calibration.alignment"}
+    steps = {"pruning.options.steps", "pruning.options.step_batches"}
+    assert settings_read("itersnip") == {*read, *steps, "calibration.alignment"}
+
+
+def test_each_file_is_looked_at_once(config, monkeypatch):
+    read = []
+    monkeypatch.setattr(module, "model_fingerprint", lambda name: read.append(name) or "digest")
+    known = Fingerprints()
+    for seed in range(3):
+        chain(replace(config, seed=seed), known)
+    assert read == [config.model.name]
+
+
+# ---- code ----
+
+SOURCE = '''
+"""A method."""
+from vlprune.pruners.pruner import Pruner
+
+POWER = {power}
+
+
+def helper(weight):
+    """{doc}"""
+    return weight.abs() ** POWER
+
+
+def score(weight{annotation}, stats):
+    # {comment}
+    return helper(weight)
+
+
+def other():
+    return {other}
+'''
+
+
+def digest_of(tmp_path, monkeypatch, power=2, doc="d", comment="c", annotation="", other=1):
+    """The digest of `score` in a module with that source, in a process of its own."""
+    text = SOURCE.format(power=power, doc=doc, comment=comment, annotation=annotation, other=other)
+    (tmp_path / "own_method.py").write_text(text)
+    code = "import own_method; from vlprune.store.code import code_digest; print(code_digest(own_method.score))"
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{root}"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_edited_formula_has_another_digest_and_a_comment_has_not(tmp_path, monkeypatch):
+    same = digest_of(tmp_path, monkeypatch)
+    assert digest_of(tmp_path, monkeypatch, doc="another", comment="x", annotation=": int", other=2) == same
+    assert digest_of(tmp_path, monkeypatch, power=3) != same
+
+
+def test_functions_without_source_count_by_what_they_do():
+    def made(text):
+        space = {}
+        exec(text, space)
+        space["f"].__module__ = "nowhere"
+        return code_digest(space["f"])
+
+    assert made("def f(x): return x + 1") == made("def f(x):\n  # a comment\n  return x + 1")
+    assert len({made(f"def f(x): return {text}") for text in ("x + 1", "x + 2", "abs(x)", "max(x)")}) == 4
+
+
+def test_every_method_has_a_digest_of_its_own_where_its_code_is():
+    digests = {name: (code_digest(*pruner.code), pruner.within) for name, pruner in PRUNERS.items()}
+    assert len(set(digests.values())) == len(digests)
+    assert all(re.fullmatch(r"[0-9a-f]{16}", digest) for digest, _ in digests.values())

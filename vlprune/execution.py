@@ -1,0 +1,62 @@
+"""Execution: how and where runs are made, which never changes what comes out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlprune.config import ConfigError
+
+KeepWeights = Literal["all", "best", "none"]
+
+
+class Interrupted(Exception):
+    """Work that was asked to stop, and that can go on later from what it stored."""
+
+
+def never() -> bool:
+    """False: whether somebody asked work to stop that nobody stops."""
+    return False
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How and where the stages of runs are made; no key depends on it.
+
+    Attributes:
+        store: the results directory, which artifacts and records go to; None: artifacts stay in memory and go with the
+            process.
+        device: torch's name of the device that models run on; None: a CUDA device where there is one, else the CPU.
+        workers: loader processes that read and augment training images (0: the run's own process).
+        memory_limit: bytes of gradient rows (chita, chita++) that stay in memory; more go to disk.
+        spill: directory for gradient rows on disk; None: beside the other artifacts of the store, or the system's
+            directory for temporary files where there is no store.
+        skip_broken: leave out images that are missing or cannot be read instead of failing. Which ones were left out is
+            part of the key of everything made from the others.
+        keep_weights: which fine-tuned weights stay on disk: "all", of the seeds of each row of a table the "best" by
+            the headline metric, or "none", which never writes them. None, the default, keeps them until the predictions
+            made with them are stored.
+        checkpoint_seconds: time between two checkpoints of fine-tuning, in seconds.
+    """
+
+    store: Path | None = Path("results")
+    device: str | None = None
+    workers: int = 0
+    memory_limit: int = 2 << 30
+    spill: Path | None = None
+    skip_broken: bool = False
+    keep_weights: KeepWeights | None = None
+    checkpoint_seconds: float = 180.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "memory_limit", "checkpoint_seconds"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} must be finite and at least 0, got {value}")
+
+    @property
+    def spill_directory(self) -> Path | None:
+        """The directory for gradient rows on disk; None: the system's for temporary files."""
+        return self.spill or (None if self.store is None else self.store / "cache")

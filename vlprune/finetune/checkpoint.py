@@ -1,0 +1,67 @@
+"""Checkpoints of fine-tuning: what it needs to go on after its process was killed, to bit-identical weights."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlprune.execution import Interrupted, never
+from vlprune.store.artifacts import Note, intact, note_path, written
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Checkpoint:
+    """A file that holds the state of fine-tuning every few minutes, and when the process is asked to stop.
+
+    Attributes:
+        path: of the file.
+        seconds: time between two checkpoints.
+        stopping: whether the process was asked to stop.
+    """
+
+    path: Path
+    seconds: float
+    stopping: Callable[[], bool] = never
+    _last: float = field(default_factory=time.monotonic)
+
+    def read(self) -> dict[str, Any] | None:
+        """The state that was stored last; None where there is none that can be read."""
+        if not self.path.exists():
+            return None
+        try:
+            if intact(self.path):
+                return torch.load(self.path, weights_only=True, map_location="cpu")
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            logger.warning("%s cannot be read: %s", self.path, error)
+        logger.warning("%s is damaged; fine-tuning begins anew", self.path)
+        return None
+
+    def after_step(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Stores the state where it is time to.
+
+        Raises:
+            Interrupted: the process was asked to stop; the state is stored.
+        """
+        stopping = self.stopping()
+        if not stopping and time.monotonic() - self._last < self.seconds:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with written(self.path, Note()) as half:
+            torch.save(dict(state()), half)
+        self._last = time.monotonic()
+        if stopping:
+            raise Interrupted(f"fine-tuning stopped; it goes on from {self.path}")
+
+    def remove(self) -> None:
+        """Deletes the file."""
+        self.path.unlink(missing_ok=True)
+        note_path(self.path).unlink(missing_ok=True)

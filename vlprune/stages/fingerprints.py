@@ -1,0 +1,71 @@
+"""What the names in a config stand for at present: contents of files, and the code behind a method, task or family."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from eval.base import Task
+from vlprune import models
+from vlprune.config import ModelConfig, TaskConfig
+from vlprune.data import READERS_VERSION, data_fingerprint, left_out
+from vlprune.models import family_of, model_fingerprint
+from vlprune.models.registry import get_family
+from vlprune.pruners import PRUNERS
+from vlprune.selection import VERSION as SELECTION_VERSION
+from vlprune.store.code import code_digest
+
+
+class Fingerprints:
+    """Fingerprints by name; each file is looked at once in the life of this object.
+
+    Args:
+        skip_broken: whether images that cannot be read are left out, so that which ones they are counts as well.
+    """
+
+    def __init__(self, *, skip_broken: bool = False) -> None:
+        self.skip_broken = skip_broken
+        self._model, self._data = cache(model_fingerprint), cache(data_fingerprint)
+        self._family, self._left_out = cache(family_of), cache(left_out)
+
+    def model(self, config: ModelConfig) -> dict[str, Any]:
+        """Of a pretrained model: its files, its family's code, the options that were given."""
+        adapter = self._family(config.name)
+        code = [models.VERSION, code_digest(adapter, get_family(adapter.family).load)]
+        options = {"options": dict(config.options)} if config.options else {}
+        return {"files": self._model(config.name), "code": code, **options}
+
+    def data(self, name: str) -> list[Any]:
+        """Of a data set: its files, and the version of what reads them."""
+        return [self._data(name), READERS_VERSION]
+
+    def left_out(self, task: TaskConfig, kind: str, split: str) -> list[str]:
+        """The images of a split that are left out, with the reasons; none unless broken ones are to be skipped."""
+        return self._left_out(task.data, kind, split, task.limit) if self.skip_broken else []
+
+    def split(self, task: TaskConfig, kind: str, split: str) -> dict[str, Any]:
+        """Of the examples of a split of a task's data."""
+        missing = self.left_out(task, kind, split)
+        limit = {} if task.limit is None else {"limit": task.limit}
+        return {"data": self.data(task.data), "split": split, **limit, **({"left_out": missing} if missing else {})}
+
+
+def pruner_code(name: str) -> list[Any]:
+    """What of a method's code decides its masks: the digest of its functions, and who competes with whom."""
+    pruner = PRUNERS[name]
+    return [code_digest(*pruner.code), pruner.within, SELECTION_VERSION]
+
+
+def training_code(task: Task) -> str:
+    """The digest of the code that a task trains with."""
+    return code_digest(task.loss)
+
+
+def prediction_code(task: Task) -> str:
+    """The digest of the code that a task predicts with."""
+    return code_digest(*filter(None, (task.prepare, task.predict, task.options)))
+
+
+def score_code(task: Task) -> str:
+    """The digest of the code that a task scores predictions with."""
+    return code_digest(task.score, task.floors)

@@ -1,0 +1,85 @@
+"""The last stage of a run: its predictions scored, with what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval import get_task
+from vlprune.config import RunConfig
+from vlprune.stages.fingerprints import Fingerprints, score_code
+from vlprune.stages.predictions import Predictions
+from vlprune.stages.stage import Bench, Made, Stage
+from vlprune.stages.tuned import columns, examples
+from vlprune.store.record import RECORD, Record, read_record, record_text, run_directory, versions
+
+
+def record_stage(
+    config: RunConfig, predictions: Stage[Predictions], known: Fingerprints, *, stages: Mapping[str, str]
+) -> Stage[Record]:
+    """The stage that scores.
+
+    Args:
+        config: of the run.
+        predictions: the stage that predicted.
+        known: the fingerprints.
+        stages: {kind: key} of the run's other stages, which the record names.
+    """
+    task = get_task(config.task.name)
+
+    def make(stages_: Sequence[Stage[Record]], inputs: Sequence[Predictions], bench: Bench) -> list[Made[Record]]:
+        [stage], [said] = stages_, inputs
+        began, skip = time.perf_counter(), bench.execution.skip_broken
+        train, test = (
+            columns(examples(config.task, split, skip_broken=skip)) for split in (config.task.train, config.task.test)
+        )
+        scored = any(example[task.references] for example in test)
+        note = bench.note(predictions)
+        record = Record(
+            key=stage.key,
+            config=config,
+            metrics=task.score(said, test) if scored else {},
+            floors=task.floors(train, test) if scored else {},
+            sparsity=note.facts["sparsity"],
+            layer_sparsity=note.facts["layer_sparsity"],
+            seconds={
+                **{kind: seconds for kind, (seconds, _) in note.costs.items()},
+                "record": round(time.perf_counter() - began, 3),
+            },
+            peak_memory=int(max(memory for _, memory in note.costs.values())),
+            left_out={
+                split: len(missing)
+                for split in (config.task.train, config.task.test)
+                if (missing := known.left_out(config.task, task.examples, split))
+            },
+            versions=versions(),
+            stages=dict(stages),
+        )
+        return [Made(record)]
+
+    reads: dict[str, Any] = {
+        "code": score_code(task),
+        "train": known.split(config.task, task.examples, config.task.train),  # of the floors
+    }
+    return Stage(
+        kind="record",
+        reads=reads,
+        inputs=(predictions,),
+        make=make,
+        file=lambda results, key: run_directory(results, key) / RECORD,
+        save=_save,
+        load=_load,
+    )
+
+
+def _save(made: Made[Record], path: Path) -> None:
+    path.write_text(record_text(made.value), encoding="utf-8")
+
+
+def _load(path: Path, _bench: Bench) -> Record:
+    record = read_record(path.parent)
+    if record is None:
+        raise ValueError(f"{path} is no record")
+    return record

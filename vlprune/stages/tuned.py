@@ -1,0 +1,203 @@
+"""The third stage of a run: the pruned model, fine-tuned for a task under its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset
+
+from eval import get_task
+from eval.base import Task
+from vlprune.config import RunConfig, TaskConfig, build, changed
+from vlprune.data import load_answers, load_pairs, load_questions
+from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
+from vlprune.finetune.augment import PaperAugmentation
+from vlprune.finetune.checkpoint import Checkpoint
+from vlprune.finetune.loop import VERSION as FINETUNE_VERSION
+from vlprune.finetune.loop import finetune
+from vlprune.finetune.sampler import Augment, CaptionExamples, Example, not_augmented
+from vlprune.finetune.sparse import masked_parameters
+from vlprune.finetune.weights import load_sparse, save_sparse
+from vlprune.masks import Masks, apply_masks
+from vlprune.masks import measure as zeros_of
+from vlprune.models import ModelAdapter
+from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
+from vlprune.stages.stage import Bench, Made, Stage
+from vlprune.store.artifacts import read_note
+
+EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned model in evaluation mode, and the masks it was fine-tuned under (none for the dense model)."""
+
+    model: ModelAdapter
+    masks: Masks
+
+
+def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprints) -> Stage[Tuned]:
+    """The stage that fine-tunes.
+
+    Args:
+        config: of the run.
+        masks: the stage that pruned; None: the dense model.
+        known: the fingerprints.
+    """
+    task = get_task(config.task.name)
+
+    def make(stages: Sequence[Stage[Tuned]], inputs: Sequence[Masks], bench: Bench) -> list[Made[Tuned]]:
+        own = inputs[0] if inputs else Masks({})
+        model = bench.taken(config.model)
+        if inputs:
+            apply_masks(model, own)
+        _prepare_for(model, config)
+        store = bench.execution.store
+        path = None if store is None else stages[0].path(store).with_suffix(".checkpoint")
+        checkpoint = path and Checkpoint(path, bench.execution.checkpoint_seconds, bench.stopping)
+        _finetune(model, own, config, bench, checkpoint)
+        _check_sparse(model, own)
+        facts = {
+            "temporary": bench.execution.keep_weights is None,
+            "sparsity": zeros_of(model),
+            "layer_sparsity": {
+                layer.name: float((model.weight(layer.name) == 0).float().mean()) for layer in model.graph
+            },
+        }
+        if checkpoint:
+            checkpoint.remove()
+        return [Made(Tuned(model, own), facts)]
+
+    def save(made: Made[Tuned], path: Path) -> None:
+        save_sparse(path, made.value.model, made.value.masks, made.value.model.layer_of)
+
+    def load(path: Path, bench: Bench) -> Tuned:
+        model = bench.taken(config.model)
+        _prepare_for(model, config)
+        state, own = load_sparse(path)
+        model.load_state_dict(state)
+        return Tuned(model.eval(), Masks(own))
+
+    return Stage(
+        kind="tuned",
+        reads=_reads(config, task, known),
+        inputs=() if masks is None else (masks,),
+        make=make,
+        file=lambda results, key: results / "cache" / "tuned" / f"{key}.safetensors",
+        save=save,
+        load=load,
+        through_file=False,
+        stored=lambda execution: execution.keep_weights != "none",
+    )
+
+
+def drop_temporary(tuned: Stage[Tuned], results: Path) -> None:
+    """Deletes fine-tuned weights that were stored only until the predictions made with them are."""
+    path = tuned.path(results)
+    if path.exists() and (note := read_note(path)) is not None and note.facts.get("temporary"):
+        path.unlink(missing_ok=True)
+
+
+def examples(task: TaskConfig, split: str, *, skip_broken: bool = False) -> Dataset:
+    """The examples of a split, or of several as in "train+val", that a task is trained or evaluated on."""
+    return EXAMPLES[get_task(task.name).examples](task.data, split, task.limit, skip_broken=skip_broken)
+
+
+def prepared(task: TaskConfig, *, skip_broken: bool = False) -> Any:
+    """What a task prepares from its training examples to predict; of questions the answer list that data comes with."""
+    chosen = get_task(task.name)
+    if chosen.prepare is None:
+        return None
+    listed = load_answers(task.data) if chosen.examples == "questions" else None
+    return chosen.prepare(columns(examples(task, task.train, skip_broken=skip_broken))) if listed is None else listed
+
+
+def columns(data: Dataset) -> list[dict[str, Any]]:
+    """The examples without their pictures."""
+    return data.remove_columns("image").to_list()
+
+
+def _prepare_for(model: ModelAdapter, config: RunConfig) -> None:
+    """Gives the model the image size and the head of its task, in place; fresh weights are the same every time."""
+    _ = model.graph  # that of the pretrained model: a task head may take layers apart that it shares
+    if config.task.image_size is not None:
+        model.resize_images(config.task.image_size)
+    # Fresh weights and dropout do not depend on whether the masks were made in this process.
+    set_seed(config.seed)
+    model.add_task_head(config.task.name)
+
+
+def _check_sparse(model: ModelAdapter, masks: Masks) -> None:
+    """Whether pruned weights are zero, those of copies of pruned layers too."""
+    for name, (parameter, mask) in masked_parameters(model, masks, model.layer_of).items():
+        if torch.count_nonzero(parameter.detach()[~mask]):
+            raise RuntimeError(f"pruned weights of {name} are not zero after fine-tuning")
+
+
+def _finetune(
+    model: ModelAdapter, masks: Masks, config: RunConfig, bench: Bench, checkpoint: Checkpoint | None
+) -> None:
+    task, skip = get_task(config.task.name), bench.execution.skip_broken
+    if config.finetuning.steps == 0:
+        model.eval()
+        return
+    train = examples(config.task, config.task.train, skip_broken=skip)
+    best = config.finetuning.select == "best"
+    val = examples(config.task, "val", skip_broken=skip) if best else None
+    ready = prepared(config.task, skip_broken=skip) if best else None
+    finetune(
+        model,
+        masks,
+        model.layer_of,
+        _epoch(config, task, train),
+        task.loss,
+        config.finetuning,
+        config.seed,
+        augment=_augment(config, model),
+        score=None if val is None else partial(_headline, model, task, config, val, ready),
+        workers=bench.execution.workers,
+        checkpoint=checkpoint,
+    )
+
+
+def _headline(model: ModelAdapter, task: Task, config: RunConfig, val: Dataset, ready: Any) -> float:
+    options: Any = build(task.options, config.task.options, "task.options")
+    with torch.inference_mode():
+        return task.score(task.predict(model, val, options, ready), columns(val))[task.headline]
+
+
+def _epoch(config: RunConfig, task: Task, train: Dataset) -> Sequence[Example]:
+    """The examples of an epoch; where epochs are counted, an image comes with each of its captions by itself."""
+    single = task.examples == "pairs" and config.finetuning.epochs is not None
+    return cast(Sequence[Example], CaptionExamples(train) if single else train)
+
+
+def _augment(config: RunConfig, model: ModelAdapter) -> Augment:
+    return not_augmented if config.finetuning.augment == "none" else PaperAugmentation(model.image.size, config.seed)
+
+
+def _reads(config: RunConfig, task: Task, known: Fingerprints) -> dict[str, Any]:
+    """What the fine-tuned weights depend on besides the masks."""
+    reads: dict[str, Any] = {"model": known.model(config.model), "seed": config.seed, "task": task.name}
+    if config.task.image_size is not None:
+        reads["image_size"] = config.task.image_size
+    settings = changed(config.finetuning)
+    if config.finetuning.steps == 0:
+        return {**reads, "finetuning": {"steps": 0}}
+    reads |= {
+        "train": known.split(config.task, task.examples, config.task.train),
+        "code": [FINETUNE_VERSION, training_code(task)],
+        "finetuning": settings,
+    }
+    if config.finetuning.augment != "none":
+        reads["augment"] = AUGMENT_VERSION
+    if config.finetuning.select == "best":
+        reads["val"] = known.split(config.task, task.examples, "val")
+        reads["selection"] = [prediction_code(task), score_code(task), dict(config.task.options)]
+    return reads

@@ -1,0 +1,98 @@
+"""Artifacts: files that are made once and then read, also by several processes, each with a note beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from vlprune.store.atomic import atomic, write_text
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of an artifact beside its content; stored as JSON next to it.
+
+    Attributes:
+        sha256: of the file; empty for an artifact that was never written.
+        costs: {kind of stage: [seconds, peak memory in bytes]} of making it and all that it was made from.
+        facts: what its maker measured, such as the sparsity after fine-tuning.
+        made_of: what its key is the digest of.
+    """
+
+    sha256: str = ""
+    costs: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    made_of: dict[str, Any] = field(default_factory=dict)
+
+
+def note_path(path: Path) -> Path:
+    """Where the note of an artifact is."""
+    return path.with_name(f"{path.name}.note")
+
+
+def read_note(path: Path) -> Note | None:
+    """The note of an artifact, which may be there without its file; None where there is no readable one."""
+    try:
+        return Note(**json.loads(note_path(path).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    except PermissionError as error:
+        raise _unreadable(error) from error
+
+
+def intact(path: Path) -> bool:
+    """Whether the file of an artifact is there and is the one that its note describes."""
+    note = read_note(path)
+    try:
+        return note is not None and note.sha256 == _sha256(path)
+    except FileNotFoundError:
+        return False
+    except PermissionError as error:
+        raise _unreadable(error) from error
+
+
+@contextmanager
+def locked(paths: Iterable[Path]) -> Iterator[None]:
+    """While inside, no other process on this host makes any of these artifacts; it waits for one that does."""
+    with ExitStack() as stack:
+        for path in sorted(set(paths)):  # in one order everywhere, so that two processes never wait for each other
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_name(f"{path.name}.lock")))
+        yield
+
+
+@contextmanager
+def written(path: Path, note: Note) -> Iterator[Path]:
+    """A path to write an artifact to, which is stored with its note at the end of the block, in full or not at all.
+
+    Raises:
+        OSError: the file cannot be written, for example on a full disk.
+    """
+    with atomic(path) as half:
+        yield half
+        # The note comes first: a crash in between leaves a pair that does not match, which counts as not made.
+        write_note(path, note, _sha256(half))
+
+
+def write_note(path: Path, note: Note, sha256: str = "") -> None:
+    """Stores the note of an artifact."""
+    text = json.dumps({**asdict(note), "sha256": sha256}, indent=1, allow_nan=False)
+    write_text(note_path(path), text + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unreadable(error: PermissionError) -> PermissionError:
+    return PermissionError(
+        f"{error.filename} may not be read by this user; make it readable, or use another results directory"
+    )

@@ -1,0 +1,96 @@
+"""Manifest: which record stands at which place of a table, so that a report needs the results directory alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vlprune.config import ConfigError
+from vlprune.store.atomic import write_text
+from vlprune.store.record import Record, read_record, run_directory
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place of a table and the run that stands there.
+
+    Attributes:
+        model: name of the pretrained model.
+        method: name of the pruning method, or "dense".
+        variant: settings that tell the runs of one method apart, as in "alignment=4 lam=0.1"; mostly empty.
+        sparsity: pruned fraction that was asked for, in [0, 1).
+        task: name of the task.
+        seed: of the run.
+        key: of the run's record.
+    """
+
+    model: str
+    method: str
+    variant: str
+    sparsity: float
+    task: str
+    seed: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of results: its name, its places in order, and the metric that it shows first of each task.
+
+    Attributes:
+        name: of the table, which its files are called by.
+        headlines: {task: metric}.
+        defaults: {method: {option: default}}, in words, which tables show beside variants that differ from them.
+        cells: the places.
+    """
+
+    name: str
+    headlines: dict[str, str]
+    defaults: dict[str, dict[str, str]]
+    cells: tuple[Place, ...]
+
+    def records(self, results: Path) -> list[Record]:
+        """The finished runs of the table, in its order, with the names that the table has for their models."""
+        found = []
+        for cell in self.cells:
+            record = read_record(run_directory(results, cell.key))
+            if record is not None:
+                model = replace(record.config.model, name=cell.model)
+                found.append(replace(record, config=replace(record.config, model=model)))
+        return found
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """{record key: variant}."""
+        return {cell.key: cell.variant for cell in self.cells}
+
+
+def manifest_path(results: Path, name: str) -> Path:
+    """Where the manifest of a table is."""
+    return results / "manifests" / f"{name}.json"
+
+
+def write_manifest(results: Path, manifest: Manifest) -> Path:
+    """Stores a manifest and returns its file."""
+    path = manifest_path(results, manifest.name)
+    write_text(path, json.dumps(asdict(manifest), indent=1) + "\n")
+    return path
+
+
+def read_manifest(results: Path, name: str) -> Manifest:
+    """The manifest of a table.
+
+    Raises:
+        ConfigError: no table of that name was swept into the results directory, or its manifest is damaged.
+    """
+    path = manifest_path(results, name)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        cells = tuple(Place(**cell) for cell in values.pop("cells"))
+        return Manifest(**values, cells=cells)
+    except FileNotFoundError:
+        known = ", ".join(sorted(found.stem for found in path.parent.glob("*.json"))) or "none"
+        raise ConfigError(f"no sweep of table {name!r} in {str(results)!r}. There are: {known}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path} is no manifest of a table: {error}") from None

@@ -1,0 +1,39 @@
+"""A job: what a worker gets to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlprune.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages of one kind that a worker makes in one go.
+
+    Attributes:
+        kind: "record" for a whole run, or "statistics" or "masks" for what several runs share.
+        configs: the runs whose stages of that kind are wanted; one for a record.
+        keys: the keys of those stages when they were planned.
+        after: names of the jobs that must be done before.
+        name: what other jobs know it by; of a record its key.
+        log: the file below the results directory that its output goes to.
+        label: what it is, for people.
+    """
+
+    kind: str
+    configs: tuple[RunConfig, ...]
+    keys: tuple[str, ...]
+    after: tuple[str, ...]
+    name: str
+    log: Path
+    label: str
+
+    def __str__(self) -> str:
+        return self.label
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it ends with the record of a run."""
+        return self.kind == "record"
