@@ -166,6 +166,27 @@ def _get_noted(results: Path) -> None:
     assert get(results, stage(_note_and_make)) == "content"
 
 
+def test_what_the_maker_kept_to_go_on_from_goes_once_the_artifact_is_there(tmp_path, monkeypatch):
+    def make(stages, inputs, bench):
+        own = stages[0].path(tmp_path)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.with_suffix(".half").write_text("half")
+        return [Made("content")]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    own = stage(make, scratch=(".half",))
+    half = own.path(tmp_path).with_suffix(".half")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            get(tmp_path, own)
+    assert half.exists()
+    assert get(tmp_path, own) == "content"
+    assert not half.exists()
+
+
 def test_two_processes_make_it_once(tmp_path, monkeypatch):
     monkeypatch.setenv("STAGE_NOTES", str(tmp_path / "notes"))
     context = multiprocessing.get_context("spawn")
@@ -194,5 +215,3 @@ def test_parts_are_made_once_also_after_a_line_was_cut_short(tmp_path):
     flipped = path.read_bytes().replace(b"0.1", b"0.2")
     path.write_bytes(flipped)
     assert Parts(path).keep(0, lambda: [7]) == [7]
-    Parts(path).remove()
-    assert not path.exists()

@@ -1,4 +1,4 @@
-"""Statistics: what calibration batches tell about every layer, all of it in one pass."""
+"""Collecting statistics: what calibration batches tell about every layer, all of it in one pass over them."""
 
 from __future__ import annotations
 
@@ -50,27 +50,30 @@ def collect(
     layers: Collection[str] | None = None,
     rows: Rows | None = None,
 ) -> Statistics:
-    """Statistics of the layers of the model's graph; the model is as before.
+    """Statistics of the layers of a model's graph, {layer name: {statistic: tensor}}; the model is as before.
 
-    Sums run batch by batch, so that memory does not grow with their number, except for `grad_rows`.
-    On a CPU the last bits of gradients depend on the number of threads; those of the inputs did not in our tests.
+    Sums grow batch by batch, so that memory does not grow with the number of batches, except for `grad_rows`. What is
+    measured of a statistic does not depend on which others are measured with it. On a CPU the last bits of gradients
+    depend on the number of threads; those of the inputs did not in our tests.
 
     Args:
-        model: a ModelAdapter in eval mode.
-        batches: image-text pairs.
-        needs: names of statistics:
-            input_sq: (in,), sum of the squared valid inputs of each input node over the number of sequences.
-            input_outer: (in, in), the same of the products of two inputs; input_sq is its diagonal.
-            grad: (out, in), mean over the batches of the gradient of the loss.
-            grad_sq: (out, in), mean over the batches of the squared gradient.
-            grad_rows: (n batches, out · in), the gradient of each batch.
-            row_size: (), mean number of pairs and regions of a batch, the samples behind a row of `grad_rows`.
-            zo_grad: (), mean over the batches of |L(W + eps z) − L(W − eps z)| / (2 eps) with noise z ~ N(0, 1) on this
-                layer alone and eps 1e-3, a gradient without backward passes (Sung et al. 2024, arXiv:2310.02998).
-        seed: of what the losses draw, such as hard negatives and masked words, and of the noise.
+        model: a ModelAdapter in evaluation mode.
+        batches: the calibration data, batches of image-text pairs.
+        needs: names of the statistics to measure, for a layer with a weight (out, in):
+            input_sq: (in,), the sum of the squared inputs of each input node over the positions that the attention mask
+                leaves, divided by the number of sequences.
+            input_outer: (in, in), the same for the products of the inputs of two nodes; input_sq is its diagonal.
+            grad: (out, in), the gradient of the loss, mean over the batches.
+            grad_sq: (out, in), the squared gradient of each batch, mean over the batches.
+            grad_rows: (n batches, out · in), the gradient of each batch as a row.
+            row_size: (), the mean number of samples (pairs, and regions that the losses look at) behind a gradient row.
+            zo_grad: (), |L(W + eps z) − L(W − eps z)| / (2 eps), mean over the batches, with noise z ~ N(0, 1) on this
+                layer alone and eps 1e-3: a derivative without backward passes (Sung et al. 2024, arXiv:2310.02998).
+        seed: seeds the random choices of the losses, such as hard negatives and masked words, and the noise.
         alignment: weight of the ITC loss in the sum of the model's pretraining losses that is differentiated.
-        layers: names of those to measure; None: all.
-        rows: where `grad_rows` are kept; None: in memory up to a limit, then in the system's temporary directory.
+        layers: names of the layers to measure (None: all).
+        rows: the store of the gradient rows (None: in memory up to a limit, then in the system's directory for
+            temporary files).
 
     Raises:
         ValueError: an unknown statistic or layer; no batches; an alignment for a model without that loss.
@@ -122,12 +125,12 @@ def _layers(graph: LayerGraph, names: Collection[str] | None) -> list[BipartiteL
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Writes statistics as safetensors."""
+    """Writes statistics as a safetensors file, each tensor under "layer name:statistic"."""
     save_file({f"{name}:{kind}": t for name, kinds in statistics.items() for kind, t in kinds.items()}, path)
 
 
 def load_statistics(path: Path, device: torch.device) -> Statistics:
-    """The statistics of a file, on a device."""
+    """The statistics of a file of `save_statistics`, on a device."""
     statistics: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(path, device=str(device)).items():
         name, kind = key.rsplit(":", 1)

@@ -22,7 +22,14 @@ class Weighted(Protocol):
 
 
 class Differences:
-    """Finite differences of the loss along noise on one layer at a time."""
+    """Finite differences of the loss along noise on one layer at a time.
+
+    Args:
+        model: with the weights, which are as before after each batch.
+        layers: the layers to measure.
+        loss: of a batch.
+        seed: seeds the noise and the random choices of the losses.
+    """
 
     def __init__(self, model: Weighted, layers: Sequence[BipartiteLayer], loss: Loss, seed: int) -> None:
         self.model, self.layers, self.loss = model, layers, loss
@@ -31,7 +38,7 @@ class Differences:
 
     @torch.no_grad()
     def add(self, batch: Batch) -> None:
-        """Adds the differences of a batch: two losses a layer, with equal draws."""
+        """Adds the differences of a batch: two losses for each layer, with equal random choices."""
         seed = int(torch.randint(2**62, (), generator=self.seeds))
         for layer in self.layers:
             weight = self.model.weight(layer.name)
@@ -48,7 +55,7 @@ class Differences:
             self.sums[layer.name] += abs(losses[0] - losses[1]) / (2 * EPSILON)
 
     def mean(self, name: str, n_batches: int) -> Tensor:
-        """() float32."""
+        """The mean of a layer over the batches, () float32."""
         mean = torch.tensor(self.sums[name] / n_batches)
         if not mean.isfinite():
             raise RuntimeError(f"the loss is not finite when layer {name} moves by {EPSILON}")

@@ -23,7 +23,15 @@ class Pretrained(Protocol):
 
 
 class Loss:
-    """The weighted sum of the pretraining losses of a batch."""
+    """The weighted sum of the pretraining losses of a batch.
+
+    Args:
+        model: with the losses.
+        alignment: weight of the ITC loss; the others weigh 1.
+
+    Raises:
+        ValueError: another weight than 1 for a model without an ITC loss.
+    """
 
     def __init__(self, model: Pretrained, alignment: float) -> None:
         if alignment != 1 and ALIGNMENT not in model.scored_losses:
@@ -39,7 +47,13 @@ class Loss:
 
 
 class Gradients:
-    """Running sums of gradients, and the rows they are."""
+    """Running sums of the gradients of batches, and the gradients themselves as rows.
+
+    Args:
+        weights: (layer name, weight) of the layers to measure.
+        needs: which of "grad", "grad_sq" and "grad_rows" to measure.
+        rows: the store of the gradient rows; None: a new one.
+    """
 
     def __init__(self, weights: Sequence[tuple[str, Tensor]], needs: Set[str], rows: Rows | None) -> None:
         self.names, self.weights = [name for name, _ in weights], [weight for _, weight in weights]
@@ -48,7 +62,7 @@ class Gradients:
         self.keeps_rows = "grad_rows" in needs
 
     def add(self, loss: Tensor, batch: int) -> None:
-        """Adds the gradients of a batch's loss."""
+        """Adds the gradients of the loss of batch number `batch`."""
         if not loss.isfinite():
             raise RuntimeError(f"the loss is not finite in batch {batch}")
         gradients = torch.autograd.grad(loss, self.weights, allow_unused=True)
@@ -71,7 +85,7 @@ class Gradients:
                     self.sums["grad"][name] = gradient.clone() if self.keeps_rows else gradient
 
     def means(self, name: str, n_batches: int) -> dict[str, Tensor]:
-        """{statistic: (out, in)}; once for each layer."""
+        """{statistic: (out, in)}, the means of a layer; to be asked for once, as the sums become the means."""
         means = {kind: sums[name].div_(n_batches).contiguous() for kind, sums in self.sums.items()}
         for mean in means.values():
             _check_gradient(name, mean)

@@ -1,4 +1,4 @@
-"""Inputs: what reaches the layers of a model in its recorded passes, by forward hooks."""
+"""Inputs of the layers of a model in its recorded passes, summed by forward hooks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,22 @@ class Recorded(Protocol):
 
 
 class Inputs:
-    """Running sums of products of inputs, by forward pre-hooks; layers that read one tensor share their sums."""
+    """Running sums of products of inputs, by forward pre-hooks; layers that read one tensor share their sums.
+
+    Args:
+        model: with the layers; `attention_masks` says which streams are recorded and which of their positions count.
+        layers: the layers to measure.
+        outer: whether the products of the inputs of two nodes are summed too.
+
+    Attributes:
+        active: whether the hooks record what they see.
+    """
 
     def __init__(self, model: Recorded, layers: Sequence[BipartiteLayer], *, outer: bool) -> None:
         self.model, self.layers, self.outer = model, layers, outer
         self.held = 0 if outer else HELD
         self.active = False
-        # A layer, what it read, and which positions of that are valid (None: all).
+        # A layer, what it read, and the attention mask over the positions of that (None: all count).
         self.reads: list[tuple[str, Tensor, Tensor | None]] = []
         self.n_bytes = 0
         # By the readers of k tensors that were summed at once: sums (k, in) float64 and (k, in, in).
@@ -69,14 +78,14 @@ class Inputs:
         # Query, key and value read one tensor, all keys and values of cross-attention the image's.
         alike: dict[tuple[torch.Size, int], dict[int, list[str]]] = {}
         tensors: dict[int, Tensor] = {}
-        validities: dict[int, Tensor | None] = {}
-        for name, x, valid in self.reads:
-            tensors[id(x)], validities[id(valid)] = x, valid
-            alike.setdefault((x.shape, id(valid)), {}).setdefault(id(x), []).append(name)
-        for (shape, valid), readers in alike.items():
+        masks: dict[int, Tensor | None] = {}
+        for name, x, mask in self.reads:
+            tensors[id(x)], masks[id(mask)] = x, mask
+            alike.setdefault((x.shape, id(mask)), {}).setdefault(id(x), []).append(name)
+        for (shape, mask), readers in alike.items():
             key = tuple(map(tuple, readers.values()))
             self.sequences[key] += shape[0]
-            sums = self._sums(torch.stack([tensors[x] for x in readers]).flatten(1, -2), validities[valid])
+            sums = self._sums(torch.stack([tensors[x] for x in readers]).flatten(1, -2), masks[mask])
             if key in self.sums:
                 for kind, value in sums.items():
                     self.sums[key][kind] += value
@@ -85,10 +94,10 @@ class Inputs:
         self.reads.clear()
         self.n_bytes = 0
 
-    def _sums(self, tokens: Tensor, valid: Tensor | None) -> dict[str, Tensor]:
+    def _sums(self, tokens: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Sums over the tokens (k, tokens, in), which are overwritten."""
-        if valid is not None:
-            tokens.mul_(valid.flatten()[:, None])
+        if mask is not None:
+            tokens.mul_(mask.flatten()[:, None])
         # As large as weights, so in float32.
         sums = {"input_outer": tokens.mT @ tokens} if self.outer else {}
         # Float64 makes the sums over batches independent of how these were cut, to float32.
@@ -96,7 +105,7 @@ class Inputs:
         return sums
 
     def means(self, name: str) -> dict[str, Tensor]:
-        """{statistic: sums over the number of sequences, float32}."""
+        """{statistic: its sums divided by the number of sequences, float32} of a layer."""
         n_sequences, totals = 0, {}
         for key, sums in self.sums.items():
             # A layer that read one tensor in two passes is there twice.

@@ -1,4 +1,4 @@
-"""Rows: the gradients of every layer, one row a batch, in memory up to a limit and on disk beyond it."""
+"""Gradient rows: the gradients of every layer, a row for each batch, in memory up to a limit and on disk beyond it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEMORY_LIMIT = 2 << 30  # bytes
 
 
 class Rows:
-    """Gradient rows (n, p) of layers, to which a row is added at a time.
+    """A store of gradient rows (n, p) of layers, n batches of p weights, to which one row is added at a time.
 
     Once they are larger than the limit, all rows go to files, one a layer, so that a layer's rows lie together, and are
     read through memory maps. The files have no name: they go when this object does, or its process, however it ends.

@@ -31,14 +31,14 @@ class PaperAugmentation:
     """RandomResizedCrop, flip and RandomAugment(2, 7) of ALBEF (arXiv:2107.07651), as X-VLM and BLIP have them.
 
     RandomAugment: twice, with probability 1/2, one of ten operations at level 7 of 10 and with a random sign. The image
-    of a question is not flipped if it or one of its answers speaks of left or right. What is drawn depends on the seed
-    and the number of the draw alone, and the random state of the process is as before. Deviations: torchvision's
-    operations on Pillow images for OpenCV's, which differ in rounding; a question's image is flipped after the crop and
-    not before it.
+    of a question is not flipped if it or one of its answers speaks of left or right. The random choices depend on the
+    seed and the running number of the example alone, and the random state of the process is as before. Deviations:
+    torchvision's operations on Pillow images for OpenCV's, which differ in rounding; a question's image is flipped
+    after the crop and not before it.
 
-    Attributes:
-        size: side of the images that come out.
-        seed: of all draws.
+    Args:
+        size: side of the augmented images, in pixels.
+        seed: seeds all random choices.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -46,7 +46,7 @@ class PaperAugmentation:
         self.crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
 
     def __call__(self, example: Example, number: int) -> dict[str, Any]:
-        """The example with another image, of draw `number`."""
+        """The example with an augmented image; the same for the same running number."""
         drawn = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(drawn)  # that of the CPU; torch.manual_seed would reach the GPUs

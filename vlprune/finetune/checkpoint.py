@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlprune.execution import Interrupted, never
-from vlprune.store.artifacts import Note, intact, note_path, written
+from vlprune.store.artifacts import Note, intact, written
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,3 @@ class Checkpoint:
         self._last = time.monotonic()
         if stopping:
             raise Interrupted(f"fine-tuning stopped; it goes on from {self.path}")
-
-    def remove(self) -> None:
-        """Deletes the file."""
-        self.path.unlink(missing_ok=True)
-        note_path(self.path).unlink(missing_ok=True)

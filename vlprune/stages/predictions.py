@@ -17,6 +17,7 @@ from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.stages.tuned import Tuned, examples, prepared
 from vlprune.store.parts import Parts
 
+PARTS = ".parts"
 Predictions = list[dict[str, Any]]
 
 
@@ -38,7 +39,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
         [fine_tuned], [stage] = inputs, stages
         skip, store = bench.execution.skip_broken, bench.execution.store
         test, ready = examples(config.task, config.task.test, skip_broken=skip), prepared(config.task, skip_broken=skip)
-        parts = None if store is None else Parts(stage.path(store).with_suffix(".parts"))
+        parts = None if store is None else Parts(stage.path(store).with_suffix(PARTS))
 
         def keep(number: int, part: Callable[[], list[Any]]) -> list[Any]:
             if parts is None:
@@ -51,8 +52,6 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
 
         with torch.inference_mode():
             predictions = task.predict(fine_tuned.model, test, options, ready, keep)
-        if parts is not None:
-            parts.remove()
         facts = bench.note(stage.inputs[0]).facts
         return [Made(predictions, {name: facts[name] for name in ("sparsity", "layer_sparsity")})]
 
@@ -68,6 +67,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
         kind="predictions",
         reads=reads,
         inputs=(tuned,),
+        scratch=(PARTS,),
         make=make,
         file=lambda results, key: results / "predictions" / f"{key}.jsonl",
         save=lambda made, path: _save(made.value, path),

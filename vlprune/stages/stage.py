@@ -53,6 +53,8 @@ class Stage(Generic[T]):
         member: what tells this stage from those that are made in one pass with it, such as the name of a statistic.
         through_file: whether a fresh artifact is read back from its file before it is used, so that a first and a later
             run see the same values; not for those that are large and exact on disk.
+        scratch: suffixes of the files that the maker keeps beside the artifact's, to go on from when it is interrupted;
+            they are deleted once the artifact is there.
         stored: execution -> whether the artifact is worth a file; one without is made again wherever it is needed.
     """
 
@@ -65,6 +67,7 @@ class Stage(Generic[T]):
     inputs: tuple[Stage, ...] = ()
     member: str = ""
     through_file: bool = True
+    scratch: tuple[str, ...] = ()
     stored: Callable[[Execution], bool] = lambda _: True
 
     @cached_property
@@ -199,6 +202,9 @@ def _make(stages: Sequence[Stage[T]], bench: Bench, inputs: Sequence[Any] | None
                 stage.save(made, half)
         else:
             write_note(stage.path(store), note)
+        if store is not None:
+            for suffix in stage.scratch:
+                stage.path(store).with_suffix(suffix).unlink(missing_ok=True)
         if store is None or not stage.through_file:
             fresh[stage.key] = made.value
     return fresh

@@ -29,8 +29,9 @@ from vlprune.masks import measure as zeros_of
 from vlprune.models import ModelAdapter
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
 from vlprune.stages.stage import Bench, Made, Stage
-from vlprune.store.artifacts import read_note
+from vlprune.store.artifacts import note_path, read_note
 
+CHECKPOINT = ".checkpoint"
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
 
 
@@ -59,7 +60,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
             apply_masks(model, own)
         _prepare_for(model, config)
         store = bench.execution.store
-        path = None if store is None else stages[0].path(store).with_suffix(".checkpoint")
+        path = None if store is None else stages[0].path(store).with_suffix(CHECKPOINT)
         checkpoint = path and Checkpoint(path, bench.execution.checkpoint_seconds, bench.stopping)
         _finetune(model, own, config, bench, checkpoint)
         _check_sparse(model, own)
@@ -70,8 +71,6 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
                 layer.name: float((model.weight(layer.name) == 0).float().mean()) for layer in model.graph
             },
         }
-        if checkpoint:
-            checkpoint.remove()
         return [Made(Tuned(model, own), facts)]
 
     def save(made: Made[Tuned], path: Path) -> None:
@@ -93,6 +92,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         save=save,
         load=load,
         through_file=False,
+        scratch=(CHECKPOINT, note_path(Path(CHECKPOINT)).name),
         stored=lambda execution: execution.keep_weights != "none",
     )
 

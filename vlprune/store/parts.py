@@ -34,10 +34,6 @@ class Parts:
             self._stored[number] = json.loads(text)[1]
         return self._stored[number]
 
-    def remove(self) -> None:
-        """Deletes the file."""
-        self.path.unlink(missing_ok=True)
-
     def _read(self) -> dict[int, list[Any]]:
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -30,7 +30,8 @@ from vlprune.store.record import ERROR, predictions_path, run_directory
 from vlprune.sweep.engine import Work, cuda_devices, execute
 from vlprune.sweep.plan import Plan, plan
 from vlprune.sweep.progress import Progress, clock
-from vlprune.sweep.table import AXES, Cell, file_name, load_table, parse_set
+from vlprune.sweep.settings import AXES, file_name, parse_set
+from vlprune.sweep.table import Cell, load_table
 
 QUICKSTART = Path("experiments") / "quickstart.toml"
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from eval import TASKS
 from vlprune.config import (
@@ -20,25 +18,25 @@ from vlprune.config import (
     RunConfig,
     build,
     changed,
-    check_field,
-    unknown,
 )
 from vlprune.pruners import PRUNERS, check_pruning, get_pruner
 from vlprune.reports.variants import label, labels, setting, variant
 from vlprune.stages.masks import settings_read
+from vlprune.sweep.settings import (
+    AXES,
+    PLACE,
+    Settings,
+    axes_of,
+    check_axes,
+    check_keys,
+    flat,
+    is_axis,
+    nested,
+    of_each,
+    read_toml,
+)
 
-# The axes of a table, and the setting that each is a list of.
-AXES = {
-    "models": "model.name",
-    "methods": "pruning.method",
-    "sparsities": "pruning.sparsity",
-    "tasks": "task.name",
-    "seeds": "seed",
-}
-PLACE = tuple(AXES.values())
 DATA = "{data}"  # in a table, the directory that --data gives
-
-Settings = dict[str, Any]  # {dotted name: value}, such as {"finetuning.lr": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -129,30 +127,30 @@ def load_table(
     Raises:
         ConfigError: an unknown name, a value out of range, or two different runs in one place.
     """
-    document = _read(path)
-    _check_keys(document, ("base", "task", "method", "grid"), path.name)
-    base = _flat(document.get("base", {}), f"{path.name}: [base]")
+    document = read_toml(path)
+    check_keys(document, ("base", "task", "method", "grid"), path.name)
+    base = flat(document.get("base", {}), f"{path.name}: [base]")
     if data is not None:
         if DATA not in str(base.get("task.data")):
             base["task.data"] = data
         base.setdefault("calibration.data", data)
     special = {
-        kind: _special(document, kind, known, path.name) for kind, known in (("task", TASKS), ("method", PRUNERS))
+        kind: of_each(document, kind, known, path.name) for kind, known in (("task", TASKS), ("method", PRUNERS))
     }
     entries = document.get("grid", [])
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path.name}: a table needs at least one [[grid]] entry")
     places = [f"{path.name}: [[grid]] {number}" for number in range(1, len(entries) + 1)]
     given = dict(given or {})
-    axes = [_axes(entry, where) for entry, where in zip(entries, places, strict=True)]
+    axes = [axes_of(entry, where) for entry, where in zip(entries, places, strict=True)]
     _select(axes, {name: values for name, values in given.items() if name in PLACE})
     for own in axes:
-        _check_axes(own, path.name)
+        check_axes(own, path.name)
     overrides = {name: list(values) for name, values in given.items() if name not in PLACE}
     cells: dict[tuple, Cell] = {}
     for entry, own, where in zip(entries, axes, places, strict=True):
-        settings = _flat({key: value for key, value in entry.items() if key not in AXES}, where)
-        varied = {name: value if _is_axis(name, value) else [value] for name, value in settings.items()} | overrides
+        settings = flat({key: value for key, value in entry.items() if key not in AXES}, where)
+        varied = {name: value if is_axis(name, value) else [value] for name, value in settings.items()} | overrides
         for place in _places(own):
             for values in product(*varied.values()):
                 chosen = dict(zip(varied, values, strict=True))
@@ -178,28 +176,6 @@ def load_table(
     return replace(table, cells=tuple(replace(cell, label=names[cell.row[1:3]]) for cell in table.cells))
 
 
-def parse_set(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """{dotted name: values} of texts such as "finetuning.lr=1e-4,5e-4" or "task.test=val".
-
-    Values are written as in TOML and separated by commas; what is no TOML is text.
-
-    Raises:
-        ConfigError: a text without "=", a name that is no setting, or one that is given twice.
-    """
-    found: dict[str, list[Any]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        name = {"model": "model.name"}.get(name.strip(), name.strip())
-        if not equals or not values.strip():
-            raise ConfigError(f"--set takes NAME=VALUE or NAME=VALUE,VALUE, got {text!r}")
-        if name in found:
-            raise ConfigError(f"--set {name} is given twice")
-        if name not in PLACE:
-            _check_setting(name, "--set")
-        found[name] = parse_values(values)
-    return found
-
-
 def limited(config: RunConfig, limit: int) -> RunConfig:
     """The same run on `limit` samples of each split, and calibration on no more than about as many pairs.
 
@@ -220,117 +196,6 @@ def limited(config: RunConfig, limit: int) -> RunConfig:
     )
 
 
-# ---- reading ----
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no table {str(path)!r}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read the table {str(path)!r}: {error.strerror}") from None
-
-
-def _table(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} must be a table, got {value!r}")
-    return value
-
-
-def _check_keys(values: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}: {unknown('key', key, known)}")
-
-
-def _flat(values: object, where: str) -> Settings:
-    """{dotted name: value} of nested tables, the names checked."""
-    found: Settings = {}
-    for part, inner in _table(values, where).items():
-        _check_keys({part: inner}, tuple(PARTS), where)
-        for key, value in _table(inner, f"{where}: {part}").items():
-            if key == "options":
-                found |= {
-                    f"{part}.options.{name}": one for name, one in _table(value, f"{where}: {part}.options").items()
-                }
-            else:
-                _check_setting(f"{part}.{key}", where)
-                for one in value if _is_axis(f"{part}.{key}", value) else [value]:
-                    check_field(PARTS[part], key, one, f"{where}: {part}.{key}")
-                found[f"{part}.{key}"] = value
-    return found
-
-
-def _check_setting(name: str, where: str) -> None:
-    """Refuses what is no setting, or one that an axis sets."""
-    part, _, key = name.partition(".")
-    if part not in PARTS:
-        raise ConfigError(f"{where}: {unknown('setting', name, (*PLACE, *PARTS))}")
-    if axis := next((axis for axis, own in AXES.items() if own == name), None):
-        raise ConfigError(f"{where}: {name} is set by the list {axis!r} of [[grid]]")
-    known = [f.name for f in fields(PARTS[part])]
-    if key.split(".")[0] not in known or key == "options":
-        raise ConfigError(f"{where}: {part}: {unknown('key', key, known)}")
-
-
-def _special(document: Mapping[str, Any], kind: str, known: Collection[str], name: str) -> dict[str, Settings]:
-    """Settings of the runs of one task or one method."""
-    found = {}
-    for each, values in _table(document.get(kind, {}), f"{name}: [{kind}]").items():
-        if each not in known:
-            raise ConfigError(f"{name}: [{kind}.{each}]: {unknown(kind, each, known)}")
-        found[each] = _flat(values, f"{name}: [{kind}.{each}]")
-    return found
-
-
-def _axes(entry: object, where: str) -> dict[str, list]:
-    """{axis: values} of an entry."""
-    values = _table(entry, where)
-    parts = tuple(part for part in PARTS if f"{part}s" not in AXES or isinstance(values.get(part), dict))
-    _check_keys(values, (*AXES, *parts), where)
-    axes = {"seeds": [0], **{axis: values[axis] for axis in AXES if axis in values}}
-    for axis, listed in axes.items():
-        if not isinstance(listed, list) or not listed or not all(isinstance(v, str | int | float) for v in listed):
-            raise ConfigError(f"{where}: {axis} must be a list of at least one name or number, got {listed!r}")
-    only_dense = axes.get("methods") == [DENSE]
-    for axis in AXES:
-        if axis not in axes and not (axis == "sparsities" and only_dense):
-            raise ConfigError(f"{where}: the list {axis!r} is missing")
-    return {axis: list(dict.fromkeys(axes.get(axis, []))) for axis in AXES}
-
-
-def _is_axis(name: str, value: object) -> bool:
-    """Whether the value of a setting is a list of values: of a setting that is a list itself, a list of lists."""
-    part, _, key = name.partition(".")
-    hint = get_type_hints(PARTS[part]).get(key)
-    if get_origin(hint) is tuple and get_args(hint):
-        return isinstance(value, list) and bool(value) and all(isinstance(one, list) for one in value)
-    return isinstance(value, list)
-
-
-def parse_values(text: str) -> list[Any]:
-    """Values separated by commas, written as in TOML; what is no TOML is text."""
-    try:
-        return tomllib.loads(f"values = [{text}]")["values"]
-    except tomllib.TOMLDecodeError:
-        parts = [part.strip() for part in text.split(",")]
-        return [_value(part) for part in parts if part]
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-# ---- cells ----
-
-
 def _select(axes: list[dict[str, list]], asked: Mapping[str, Sequence[Any]]) -> None:
     """Narrows the axes of the entries, in place."""
     for axis, name in AXES.items():
@@ -338,21 +203,6 @@ def _select(axes: list[dict[str, list]], asked: Mapping[str, Sequence[Any]]) -> 
             listed = {value for entry in axes for value in entry[axis]}
             for entry in axes:
                 entry[axis] = [value for value in asked[name] if value in entry[axis] or value not in listed]
-
-
-def _check_axes(axes: Mapping[str, list], where: str) -> None:
-    for model in axes["models"]:
-        if not isinstance(model, str):
-            raise ConfigError(f"{where}: a model must be a name or a path, got {model!r}")
-    for method in axes["methods"]:
-        if method != DENSE and method not in PRUNERS:
-            raise ConfigError(f"{where}: {unknown('method', str(method), (DENSE, *PRUNERS))}")
-    for task in axes["tasks"]:
-        if task not in TASKS:
-            raise ConfigError(f"{where}: {unknown('task', str(task), TASKS)}")
-    for sparsity in axes["sparsities"]:
-        if isinstance(sparsity, bool) or not isinstance(sparsity, int | float):
-            raise ConfigError(f"{where}: a sparsity must be a number in [0, 1), got {sparsity!r}")
 
 
 def _places(axes: Mapping[str, list]) -> Iterator[Settings]:
@@ -366,7 +216,7 @@ def _cell(merged: Settings, several: Sequence[str], where: str, data: str | None
     dense = merged["pruning.method"] == DENSE
     if dense:  # no pruning settings, so that it is the same run for all entries
         merged = {name: v for name, v in merged.items() if not name.startswith(("pruning.", "calibration."))}
-    config = _placed(build(RunConfig, _nested(merged), where), data, where)
+    config = _placed(build(RunConfig, nested(merged), where), data, where)
     try:
         config = _plain(config)
     except ValueError as error:
@@ -401,17 +251,6 @@ def _plain(config: RunConfig) -> RunConfig:
     return replace(config, calibration=CalibrationConfig(**used), pruning=replace(pruning, options=own))
 
 
-def _nested(settings: Settings) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        *parts, last = name.split(".")
-        inner = found
-        for part in parts:
-            inner = inner.setdefault(part, {})
-        inner[last] = value
-    return found
-
-
 def _placed(config: RunConfig, data: str | None, where: str) -> RunConfig:
     """The config with the data directory in the place of DATA."""
     placed = {}
@@ -430,12 +269,3 @@ def _difference(a: RunConfig, b: RunConfig) -> str:
             if one != two:
                 return f"{part}.{f.name} is {one!r} in one and {two!r} in the other"
     return "their settings differ"
-
-
-def file_name(texts: Sequence[str]) -> str:
-    """What the name of a table gets for settings of the command line: "-lr=1e-4,5e-4" for finetuning.lr=1e-4,5e-4."""
-    found = ""
-    for text in texts:
-        name, _, value = text.partition("=")
-        found += "-" + re.sub(r"[^-+=.,0-9A-Za-z]+", "_", f"{name.rpartition('.')[2]}={value}")
-    return found
