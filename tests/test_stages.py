@@ -98,6 +98,11 @@ def test_options_at_their_defaults_and_options_of_others_move_no_key(config):
         keys(replace(retrieval, task=replace(retrieval.task, options=Options(num_beams=2))))
 
 
+def test_a_setting_that_a_search_does_not_read_moves_no_key_beside_defaults(config):
+    plain = replace(pruned(config, "itersnip"), calibration=CalibrationConfig(config.calibration.data))
+    assert keys(plain) == keys(replace(plain, calibration=replace(plain.calibration, n_batches=9)))
+
+
 def test_a_seed_moves_all_and_dense_runs_read_neither_calibration_nor_method(config):
     assert moved(keys(config), keys(replace(config, seed=1))) == KINDS
     dense = replace(config, pruning=PruningConfig())

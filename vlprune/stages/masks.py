@@ -243,12 +243,10 @@ def _reads(config: RunConfig, pruner: Pruner, known: Fingerprints) -> dict[str, 
     if options := pruner.given_options:
         reads["options"] = dict(options)
     if not _reads_artifacts(pruner):
-        measured = calibration_reads(config, pruner.needs, known)
-        if pruner.search is not None:
-            # The number of batches that a search draws is what it plans.
-            measured.get("calibration", {}).pop("n_batches", None)
-            measured["plan"] = pruner.search.plan(config.calibration)
-        reads["measured"] = measured
+        # The number of batches that a search draws is what it plans.
+        planned = {} if pruner.search is None else {"plan": pruner.search.plan(config.calibration)}
+        without = ("n_batches",) if planned else ()
+        reads["measured"] = {**calibration_reads(config, pruner.needs, known, without), **planned}
     return reads
 
 

@@ -57,10 +57,14 @@ def merged(parts: Iterable[Statistics]) -> Statistics:
     return dict(found)
 
 
-def calibration_reads(config: RunConfig, kinds: Iterable[str], known: Fingerprints) -> dict[str, Any]:
-    """What statistics of these kinds depend on."""
+def calibration_reads(
+    config: RunConfig, kinds: Iterable[str], known: Fingerprints, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """What statistics of these kinds depend on; `without` names settings of the calibration that are not read."""
     settings = changed(config.calibration)
     settings.pop("data", None)  # counts by its content
+    for name in without:
+        settings.pop(name, None)
     if not any(STATISTICS[kind].reads_losses for kind in kinds):
         settings.pop("alignment", None)
     return {
