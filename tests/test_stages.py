@@ -1,11 +1,11 @@
 """What a stage reads is its key, and nothing else: which stages run again when something moves."""
 
+import importlib
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import pytest
 from conftest import small_model
@@ -26,6 +26,7 @@ from vlprune.pruners import PRUNERS
 from vlprune.stages import fingerprints as module
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.masks import settings_read
+from vlprune.store import code
 from vlprune.store.code import code_digest
 
 KINDS = ("statistics", "masks", "tuned", "predictions", "record")
@@ -215,27 +216,91 @@ def other():
 '''
 
 
-def digest_of(tmp_path, monkeypatch, power=2, doc="d", comment="c", annotation="", other=1):
-    """The digest of `score` in a module with that source, in a process of its own."""
-    text = SOURCE.format(power=power, doc=doc, comment=comment, annotation=annotation, other=other)
-    (tmp_path / "own_method.py").write_text(text)
-    code = "import own_method; from vlprune.store.code import code_digest; print(code_digest(own_method.score))"
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"PYTHONPATH": f"{tmp_path}:{root}"},
+@pytest.fixture
+def digest_of(tmp_path, monkeypatch):
+    """source of a module, source of another beside it -> the digest of its `score`, with its class `Options`."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest(source, beside=""):
+        for name, text in (("own_method", source), ("own_helpers", beside)):
+            (tmp_path / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        for cached in (code.code_digest, code._module, code._definition):
+            cached.cache_clear()
+        module = importlib.import_module("own_method")
+        return code_digest(module.score, options=getattr(module, "Options", None))
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # its time stamps are too coarse for edits one after another
+    yield digest
+    for name in ("own_method", "own_helpers"):
+        sys.modules.pop(name, None)
+
+
+def test_an_edited_formula_has_another_digest_and_a_comment_has_not(digest_of):
+    values = {"power": 2, "doc": "d", "comment": "c", "annotation": "", "other": 1}
+    same = digest_of(SOURCE.format(**values))
+    assert digest_of(SOURCE.format(**{**values, "doc": "e", "comment": "x", "annotation": ": int", "other": 2})) == same
+    assert digest_of(SOURCE.format(**{**values, "power": 3})) != same
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def helper(w, power): return w**power\nscore = functools.partial(helper, power={})",
+        "def made(power):\n    def inner(w): return w**power\n    return inner\nscore = made({})",
+        "def helper(w): return w**{}\nscore = lambda w: helper(w)",
+        "score = lambda w: w**{}",
+        "if True:\n    def helper(w): return w**{}\nelse:\n    helper = None\ndef score(w): return helper(w)",
+        "TABLE = {{}}\nTABLE.update(power={})\ndef score(w): return w ** TABLE['power']",
+        "TABLE = {{}}\nTABLE['power'] = {}\ndef score(w): return w ** TABLE['power']",
+        "for POWER in [{}]: pass\ndef score(w): return w**POWER",
+        "def helper(w, power={}): return w**power\n@functools.cache\ndef score(w): return helper(w)",
+        "class Powers:\n    power = {}\nclass Own(Powers): pass\ndef score(w): return w**Own.power",
+    ],
+)
+def test_whatever_a_function_reaches_counts(digest_of, source):
+    assert digest_of("import functools\n" + source.format(2)) != digest_of("import functools\n" + source.format(3))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from own_helpers import helper\ndef score(w): return helper(w)",
+        "from own_helpers import *\ndef score(w): return helper(w)",
+        "import own_helpers\ndef score(w): return own_helpers.helper(w)",
+        "def score(w):\n    from own_helpers import helper\n    return helper(w)",
+    ],
+)
+def test_a_file_beside_the_own_one_counts(digest_of, source):
+    helper = "def helper(w): return w**{}\ndef other(): return {}"
+    same = digest_of(source, helper.format(2, 1))
+    assert digest_of(source, helper.format(2, 2)) == same
+    assert digest_of(source, helper.format(3, 1)) != same
+
+
+def test_messages_and_fields_of_options_do_not_count(digest_of):
+    source = (
+        "from dataclasses import dataclass\n@dataclass\nclass Options:\n{}    @property\n    def twice(self): "
+        "return {} * self.a\ndef message(): return {!r}\ndef score(w, options=Options()):\n"
+        "    if w is None: raise ValueError(message())\n    return w**options.twice"
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    same = digest_of(source.format("    a: int = 1\n", 2, "no weight"))
+    assert digest_of(source.format("    a: int = 1\n    b: int = 0\n", 2, "a weight, please")) == same
+    assert digest_of(source.format("    a: int = 1\n", 3, "no weight")) != same
 
 
-def test_an_edited_formula_has_another_digest_and_a_comment_has_not(tmp_path, monkeypatch):
-    same = digest_of(tmp_path, monkeypatch)
-    assert digest_of(tmp_path, monkeypatch, doc="another", comment="x", annotation=": int", other=2) == same
-    assert digest_of(tmp_path, monkeypatch, power=3) != same
+def test_what_has_no_source_to_be_found_is_refused():
+    class Callable:
+        def __call__(self, w): ...
+
+    with pytest.raises(TypeError, match="is no function, class or partial application"):
+        code_digest(Callable())
+    with pytest.raises(TypeError, match="bound to 0 = .* neither a plain value nor a function"):
+        code_digest(partial(helper, object()))
+
+
+def helper(w): ...
 
 
 def test_functions_without_source_count_by_what_they_do():

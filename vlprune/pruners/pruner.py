@@ -150,11 +150,11 @@ class Pruner:
 
     @property
     def code(self) -> tuple[Callable[..., Any], ...]:
-        """The functions, and the class of the options with its defaults, that decide this method's masks.
+        """The functions that decide this method's masks.
 
-        With `within`, that is all of them: masks made by the same code, from the same statistics, are the same.
+        With `within` and the options, that is all: masks made by the same code, from the same statistics, are the same.
         """
-        return (search_masks if self.search else prune_masks, *self._functions, self.options)
+        return (search_masks if self.search else prune_masks, *self._functions)
 
     @property
     def _functions(self) -> tuple[Callable[..., Any], ...]:

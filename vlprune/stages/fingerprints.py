@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.base import Task
 from vlprune import models
-from vlprune.config import ModelConfig, TaskConfig
+from vlprune.config import ModelConfig, TaskConfig, build, changed
 from vlprune.data import READERS_VERSION, data_fingerprint, left_out
 from vlprune.models import family_of, model_fingerprint
 from vlprune.models.registry import get_family
@@ -31,9 +31,9 @@ class Fingerprints:
     def model(self, config: ModelConfig) -> dict[str, Any]:
         """Of a pretrained model: its files, its family's code, the options that were given."""
         adapter = self._family(config.name)
-        code = [models.VERSION, code_digest(adapter, get_family(adapter.family).load)]
-        options = {"options": dict(config.options)} if config.options else {}
-        return {"files": self._model(config.name), "code": code, **options}
+        code = [models.VERSION, code_digest(adapter, get_family(adapter.family).load, options=adapter.options)]
+        options = changed(build(adapter.options, config.options, "model.options"))
+        return {"files": self._model(config.name), "code": code, **({"options": options} if options else {})}
 
     def data(self, name: str) -> list[Any]:
         """Of a data set: its files, and the version of what reads them."""
@@ -53,7 +53,7 @@ class Fingerprints:
 def pruner_code(name: str) -> list[Any]:
     """What of a method's code decides its masks: the digest of its functions, and who competes with whom."""
     pruner = PRUNERS[name]
-    return [code_digest(*pruner.code), pruner.within, SELECTION_VERSION]
+    return [code_digest(*pruner.code, options=pruner.options), pruner.within, SELECTION_VERSION]
 
 
 def training_code(task: Task) -> str:
@@ -63,7 +63,7 @@ def training_code(task: Task) -> str:
 
 def prediction_code(task: Task) -> str:
     """The digest of the code that a task predicts with."""
-    return code_digest(*filter(None, (task.prepare, task.predict, task.options)))
+    return code_digest(*filter(None, (task.prepare, task.predict)), options=task.options)
 
 
 def score_code(task: Task) -> str:
