@@ -79,10 +79,13 @@ def _check_setting(name: str, where: str) -> None:
     part, _, key = name.partition(".")
     if part not in PARTS:
         raise ConfigError(f"{where}: {unknown('setting', name, (*PLACE, *PARTS))}")
+    if key in ("", "options"):
+        there = [f"{name}.NAME"] if key else [f"{part}.{f.name}" for f in fields(PARTS[part])]
+        raise ConfigError(f"{where}: {name} is no setting but holds some: {', '.join(there)}")
     if axis := next((axis for axis, own in AXES.items() if own == name), None):
         raise ConfigError(f"{where}: {name} is set by the list {axis!r} of [[grid]]")
     known = [f.name for f in fields(PARTS[part])]
-    if key.split(".")[0] not in known or key == "options":
+    if key.split(".")[0] not in known:
         raise ConfigError(f"{where}: {part}: {unknown('key', key, known)}")
 
 
@@ -109,7 +112,17 @@ def axes_of(entry: object, where: str) -> dict[str, list]:
     for axis in AXES:
         if axis not in axes and not (axis == "sparsities" and only_dense):
             raise ConfigError(f"{where}: the list {axis!r} is missing")
-    return {axis: list(dict.fromkeys(axes.get(axis, []))) for axis in AXES}
+        check_values(axis, axes.get(axis, [None]), where)
+    return {axis: list(axes.get(axis, [])) for axis in AXES}
+
+
+def check_values(name: str, values: Sequence[Any], where: str) -> None:
+    """Refuses an empty list of values of a setting, and one that names a value twice."""
+    if not values:
+        raise ConfigError(f"{where}: {name} needs at least one value, got an empty list")
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ConfigError(f"{where}: {name} names {value!r} twice")
 
 
 def is_axis(name: str, value: object) -> bool:
@@ -184,6 +197,7 @@ def parse_set(texts: Sequence[str]) -> dict[str, list[Any]]:
         if name not in PLACE:
             _check_setting(name, "--set")
         found[name] = parse_values(values)
+        check_values(name, found[name], "--set")
     return found
 
 

@@ -14,11 +14,14 @@ from vlprune.config import (
     PARTS,
     CalibrationConfig,
     ConfigError,
+    NoOptions,
     Options,
     RunConfig,
     build,
     changed,
+    unknown,
 )
+from vlprune.models import family_of
 from vlprune.pruners import PRUNERS, check_pruning, get_pruner
 from vlprune.reports.variants import label, labels, setting, variant
 from vlprune.stages.masks import settings_read
@@ -29,6 +32,7 @@ from vlprune.sweep.settings import (
     axes_of,
     check_axes,
     check_keys,
+    check_values,
     flat,
     is_axis,
     nested,
@@ -112,7 +116,8 @@ def load_table(
     The file has `[base]` (nested tables model, calibration, pruning, finetuning, task: settings of every run),
     `[task.NAME]` and `[method.NAME]` (the same tables, for the runs of one task or method) and `[[grid]]` entries: the
     lists models, methods, sparsities, tasks and seeds (default [0]) multiply, and so does any other setting that is a
-    list there, such as `finetuning.lr = [1e-4, 5e-4]`. Later ones win: base, task, method, grid. The dense run of every
+    list there, such as `finetuning.lr = [1e-4, 5e-4]`. Later ones win: base, task, method, grid. In base and grid,
+    an option of a method, a task or a model family applies to those that have it. The dense run of every
     model, task and seed is always there, once. A method may be there in several variants of its settings.
 
     Args:
@@ -143,20 +148,32 @@ def load_table(
     places = [f"{path.name}: [[grid]] {number}" for number in range(1, len(entries) + 1)]
     given = dict(given or {})
     axes = [axes_of(entry, where) for entry, where in zip(entries, places, strict=True)]
+    settings = [
+        flat({key: value for key, value in entry.items() if key not in AXES}, where)
+        for entry, where in zip(entries, places, strict=True)
+    ]
+    _check_owned(base, axes, f"{path.name}: [base]")
+    for own, chosen, where in zip(axes, settings, places, strict=True):
+        _check_owned(chosen, [own], where)
+        for name, value in chosen.items():
+            if is_axis(name, value):
+                check_values(name, value, where)
     _select(axes, {name: values for name, values in given.items() if name in PLACE})
     for own in axes:
         check_axes(own, path.name)
     overrides = {name: list(values) for name, values in given.items() if name not in PLACE}
+    _check_owned(overrides, axes, "--set")
     cells: dict[tuple, Cell] = {}
-    for entry, own, where in zip(entries, axes, places, strict=True):
-        settings = flat({key: value for key, value in entry.items() if key not in AXES}, where)
-        varied = {name: value if is_axis(name, value) else [value] for name, value in settings.items()} | overrides
+    for listed, own, where in zip(settings, axes, places, strict=True):
+        among = {name: value if is_axis(name, value) else [value] for name, value in listed.items()} | overrides
         for place in _places(own):
+            # An option applies to the methods, tasks and models that have it.
+            varied = {name: values for name, values in among.items() if _has(place, name)}
             for values in product(*varied.values()):
                 chosen = dict(zip(varied, values, strict=True))
-                several = [name for name, among in varied.items() if len(among) > 1]
+                several = [name for name, values in varied.items() if len(values) > 1]
                 merged = {
-                    **base,
+                    **{name: value for name, value in base.items() if _has(place, name)},
                     **special["task"].get(place["task.name"], {}),
                     **special["method"].get(place["pruning.method"], {}),
                     **chosen,
@@ -209,6 +226,40 @@ def _places(axes: Mapping[str, list]) -> Iterator[Settings]:
     pruned = [pair for pair in product(axes["methods"], axes["sparsities"]) if pair[0] != DENSE]
     for model, pruning, seed, task in product(axes["models"], [(DENSE, 0.0), *pruned], axes["seeds"], axes["tasks"]):
         yield dict(zip(PLACE, (model, *pruning, task, seed), strict=True))
+
+
+OWNERS = {"model": "model.name", "pruning": "pruning.method", "task": "task.name"}  # whose options a part holds
+
+
+def _options_of(part: str, owner: str) -> list[str]:
+    """The names of the options of a model's family, a method or a task."""
+    if part == "model":
+        options = family_of(owner).options
+    elif part == "pruning":
+        options = NoOptions if owner == DENSE else PRUNERS[owner].options
+    else:
+        options = TASKS[owner].options
+    return [option.name for option in fields(options)]
+
+
+def _has(place: Settings, name: str) -> bool:
+    """Whether a setting is there for a place of the table: an option only where its owner has it."""
+    part, _, option = name.partition(".options.")
+    return not option or part not in OWNERS or option in _options_of(part, place[OWNERS[part]])
+
+
+def _check_owned(settings: Settings, axes: Sequence[Mapping[str, list]], where: str) -> None:
+    """Refuses options that none of the models, methods or tasks on the axes has."""
+    for name in settings:
+        part, _, option = name.partition(".options.")
+        if option and part in OWNERS:
+            axis = next(axis for axis, own in AXES.items() if own == OWNERS[part])
+            try:
+                known = [each for own in axes for owner in own.get(axis, []) for each in _options_of(part, owner)]
+            except (ValueError, OSError) as error:
+                raise ConfigError(f"{where}: {error}") from None
+            if option not in known:
+                raise ConfigError(f"{where}: {part}.options: {unknown('option', option, dict.fromkeys(known))}")
 
 
 def _cell(merged: Settings, several: Sequence[str], where: str, data: str | None, limit: int | None) -> Cell:
