@@ -120,7 +120,13 @@ def test_a_manifest_comes_back_as_it_was(tmp_path):
     assert manifest.variants == {"abc": "", "abd": "lr=0.1"}
     with pytest.raises(ValueError, match=r"no sweep of table 'x' in .* There are: t$"):
         read_manifest(tmp_path, "x")
-    for text in ("", "[]", "{}", json.dumps({"cells": [1]})):
+    whole = json.loads(path.read_text())
+    cell = whole["cells"][0]
+    wrong = [{"headlines": {}}, {"headlines": None}, {"defaults": {"omp": "x"}}, {"name": 5}, {"cells": [cell] * 2}]
+    wrong += [{"cells": [{**cell, name: None}]} for name in cell]
+    wrong += [{"cells": [{**cell, **change}]} for change in ({"sparsity": "x"}, {"sparsity": 1.5}, {"key": 3})]
+    texts = ["", "[]", "{}", json.dumps({"cells": [1]}), *(json.dumps({**whole, **change}) for change in wrong)]
+    for text in texts:
         path.write_text(text)
         with pytest.raises(ValueError, match=r"t\.json is no manifest"):
             read_manifest(tmp_path, "t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import tyro
 from vlprune.config import ConfigError
 from vlprune.reports.publish import render
 from vlprune.store.manifest import read_manifest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ def report(options: Options) -> str:
         raise ConfigError(
             f"none of the {len(manifest.cells)} runs of {manifest.name} is done in {str(options.results)!r}"
         )
+    if missing := len(manifest.cells) - len(records):
+        logger.warning("%d of the %d runs of %s are not done", missing, len(manifest.cells), manifest.name)
     return render(records, manifest.headlines, options.format, manifest.variants, manifest.defaults)
 
 
 def main() -> None:
     """Runs the command line."""
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     options = tyro.cli(Options, prog="python -m vlprune.report")
     try:
         text = report(options)

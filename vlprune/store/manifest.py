@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Annotated
 
-from vlprune.config import ConfigError
+from pydantic import Field, TypeAdapter, ValidationError
+
+from vlprune.config import ConfigError, validated
 from vlprune.store.atomic import write_text
 from vlprune.store.record import Record, read_record, run_directory
 
 
-@dataclass(frozen=True)
+@validated
 class Place:
     """A place of a table and the run that stands there.
 
@@ -28,13 +31,13 @@ class Place:
     model: str
     method: str
     variant: str
-    sparsity: float
+    sparsity: Annotated[float, Field(ge=0, lt=1)]
     task: str
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     key: str
 
 
-@dataclass(frozen=True)
+@validated
 class Manifest:
     """A table of results: its name, its places in order, and the metric that it shows first of each task.
 
@@ -49,6 +52,12 @@ class Manifest:
     headlines: dict[str, str]
     defaults: dict[str, dict[str, str]]
     cells: tuple[Place, ...]
+
+    def __post_init__(self) -> None:
+        if missing := {cell.task for cell in self.cells} - self.headlines.keys():
+            raise ConfigError(f"no headline of {', '.join(sorted(missing))}")
+        if len({replace(cell, key="") for cell in self.cells}) < len(self.cells):
+            raise ConfigError("two runs in one place")
 
     def records(self, results: Path) -> list[Record]:
         """The finished runs of the table, in its order, with the names that the table has for their models."""
@@ -86,11 +95,11 @@ def read_manifest(results: Path, name: str) -> Manifest:
     """
     path = manifest_path(results, name)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        cells = tuple(Place(**cell) for cell in values.pop("cells"))
-        return Manifest(**values, cells=cells)
+        return TypeAdapter(Manifest).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         known = ", ".join(sorted(found.stem for found in path.parent.glob("*.json"))) or "none"
         raise ConfigError(f"no sweep of table {name!r} in {str(results)!r}. There are: {known}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path} is no manifest of a table: {error}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ConfigError(f"{path} is no manifest of a table: {place}{': ' if place else ''}{fault['msg']}") from None

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vlprune.config import RunConfig, build, to_plain
-from vlprune.store.artifacts import intact
+from vlprune.store.artifacts import intact, note_path
 from vlprune.store.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,8 @@ def read_record(directory: Path) -> Record | None:
     path = directory / RECORD
     try:
         if path.is_file() and not intact(path):
-            raise ValueError("it is not the file that its note describes")
+            there = note_path(path).is_file()
+            raise ValueError("it is not the file that its note describes" if there else "its note is missing")
         values = json.loads(path.read_text(encoding="utf-8"))
         values["config"] = build(RunConfig, values["config"], "config")
         record = Record(**values)
