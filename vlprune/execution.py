@@ -60,3 +60,14 @@ class Execution:
     def spill_directory(self) -> Path | None:
         """The directory for gradient rows on disk; None: the system's for temporary files."""
         return self.spill or (None if self.store is None else self.store / "cache")
+
+
+def gibibytes(number: float, option: str) -> int:
+    """The bytes of a number of GiB that an option of a command line gives.
+
+    Raises:
+        ConfigError: a number that is not finite, below 0 or beyond any memory.
+    """
+    if not 0 <= number < 2**30:
+        raise ConfigError(f"{option} must be a number of GiB, finite and at least 0, got {number:g}")
+    return round(number * 2**30)

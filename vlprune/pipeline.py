@@ -21,7 +21,7 @@ from vlprune.stages.masks import masks_stage
 from vlprune.stages.predictions import Predictions, predictions_stage
 from vlprune.stages.record import record_stage
 from vlprune.stages.stage import Bench, Stage, obtain
-from vlprune.stages.tuned import Tuned, columns, drop_temporary, examples, prepared, tuned_stage
+from vlprune.stages.tuned import Tuned, check_metrics, columns, examples, prepared, settle, tuned_stage
 from vlprune.store.record import Record
 
 logger = logging.getLogger(__name__)
@@ -75,12 +75,18 @@ def run(config: RunConfig, execution: Execution | None = None) -> Record:
     Args:
         config: everything that changes the numbers.
         execution: how and where the stages are made; None: in memory, without a store.
+
+    Raises:
+        ValueError: a setting or data that the run cannot be made with, before anything is.
+        OSError: files that cannot be read or written.
     """
     bench = Bench(execution or Execution(store=None))
-    stages = chain(config, Fingerprints(skip_broken=bench.execution.skip_broken))
+    skip = bench.execution.skip_broken
+    stages = chain(config, Fingerprints(skip_broken=skip))
+    check_metrics(config.task, config.task.test, skip_broken=skip)
     [record] = obtain([stages.record], bench)
     if bench.execution.store is not None:
-        drop_temporary(stages.tuned, bench.execution.store)
+        settle(stages.tuned, bench.execution)
     return record
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vlprune.config import CalibrationConfig, ConfigError, ModelConfig, Options, PruningConfig, RunConfig, unknown
 from vlprune.cost import Cost, measured
-from vlprune.execution import Execution
+from vlprune.execution import Execution, gibibytes
 from vlprune.masks import Masks, already_sparse, apply_masks
 from vlprune.models import ModelAdapter, model_card, save_model
 from vlprune.pruners import PRUNERS, check_pruning
@@ -118,7 +118,7 @@ def prune(arguments: Arguments, console: Console) -> Steps:
         raise ConfigError(f"--out must be a new or an empty directory, there is something in {str(out)!r}")
     execution = Execution(
         store=None,
-        memory_limit=round(arguments.memory_limit * 2**30),
+        memory_limit=gibibytes(arguments.memory_limit, "--memory-limit"),
         spill=arguments.spill or out.absolute().parent,
         skip_broken=arguments.skip_broken,
     )
@@ -148,7 +148,7 @@ def prune(arguments: Arguments, console: Console) -> Steps:
 
 def label(pruning: PruningConfig) -> str:
     """The name of the directory of one of several: method and percent."""
-    return f"{pruning.method}-{100 * pruning.sparsity:g}"
+    return f"{pruning.method}-{round(100 * pruning.sparsity, 6):.10g}"
 
 
 def _configs(arguments: Arguments) -> list[RunConfig]:
@@ -176,6 +176,8 @@ def _configs(arguments: Arguments) -> list[RunConfig]:
         raise ConfigError("--method and --sparsity must name each at least one, and none twice")
     for setting in settings:
         check_pruning(setting)
+    if len({label(setting) for setting in settings}) < len(settings):
+        raise ConfigError(f"--sparsity must differ by 1e-8 at least, got {arguments.sparsity}")
     model = ModelConfig(arguments.model)
     return [
         RunConfig(model=model, seed=arguments.seed, calibration=calibration, pruning=setting) for setting in settings

@@ -26,11 +26,14 @@ class Checkpoint:
         path: of the file.
         seconds: time between two checkpoints.
         stopping: whether the process was asked to stop.
+        verify: raises an error where the model or the data are not those that training began with; called before the
+            state is stored.
     """
 
     path: Path
     seconds: float
     stopping: Callable[[], bool] = never
+    verify: Callable[[], None] = lambda: None
     _last: float = field(default_factory=time.monotonic)
 
     def read(self) -> dict[str, Any] | None:
@@ -54,6 +57,7 @@ class Checkpoint:
         stopping = self.stopping()
         if not stopping and time.monotonic() - self._last < self.seconds:
             return
+        self.verify()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written(self.path, Note()) as half:
             torch.save(dict(state()), half)

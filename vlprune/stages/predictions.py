@@ -44,8 +44,14 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
         def keep(number: int, part: Callable[[], list[Any]]) -> list[Any]:
             if parts is None:
                 return part()
+
+            def verified() -> list[Any]:
+                values = part()
+                bench.verify()
+                return values
+
             known = number in parts
-            values = parts.keep(number, part)
+            values = parts.keep(number, verified)
             if not known and bench.stopping():  # after a new part, so that every attempt gets on
                 raise Interrupted("evaluation stopped; it goes on from the parts that are stored")
             return values
@@ -62,7 +68,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
     if given := changed(options):
         reads["options"] = given
     if task.prepare is not None:
-        reads["train"] = known.split(config.task, task.examples, config.task.train)
+        reads["prepared"] = known.prepared(config.task, task)
     return Stage(
         kind="predictions",
         reads=reads,

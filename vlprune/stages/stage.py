@@ -106,7 +106,7 @@ class Bench:
         models: pretrained models that were loaded, as they were loaded.
         stopping: whether the process was asked to stop.
         verify: raises an error where what the names in a config stand for has changed since the keys were made; called
-            before anything is stored.
+            before anything is stored, checkpoints and parts too.
     """
 
     execution: Execution

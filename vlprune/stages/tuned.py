@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from eval import get_task
 from eval.base import Task
 from vlprune.config import RunConfig, TaskConfig, build, changed
 from vlprune.data import load_answers, load_pairs, load_questions
+from vlprune.execution import Execution
 from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
 from vlprune.finetune.augment import PaperAugmentation
 from vlprune.finetune.checkpoint import Checkpoint
@@ -24,12 +25,13 @@ from vlprune.finetune.loop import finetune
 from vlprune.finetune.sampler import Augment, CaptionExamples, Example, not_augmented
 from vlprune.finetune.sparse import masked_parameters
 from vlprune.finetune.weights import load_sparse, save_sparse
+from vlprune.masks import VERSION as MASKS_VERSION
 from vlprune.masks import Masks, apply_masks
 from vlprune.masks import measure as zeros_of
 from vlprune.models import ModelAdapter
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
 from vlprune.stages.stage import Bench, Made, Stage
-from vlprune.store.artifacts import note_path, read_note
+from vlprune.store.artifacts import note_path, read_note, write_note
 
 CHECKPOINT = ".checkpoint"
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
@@ -61,7 +63,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         _prepare_for(model, config)
         store = bench.execution.store
         path = None if store is None else stages[0].path(store).with_suffix(CHECKPOINT)
-        checkpoint = path and Checkpoint(path, bench.execution.checkpoint_seconds, bench.stopping)
+        checkpoint = path and Checkpoint(path, bench.execution.checkpoint_seconds, bench.stopping, bench.verify)
         _finetune(model, own, config, bench, checkpoint)
         _check_sparse(model, own)
         facts = {
@@ -97,16 +99,35 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
     )
 
 
-def drop_temporary(tuned: Stage[Tuned], results: Path) -> None:
-    """Deletes fine-tuned weights that were stored only until the predictions made with them are."""
-    path = tuned.path(results)
-    if path.exists() and (note := read_note(path)) is not None and note.facts.get("temporary"):
+def settle(tuned: Stage[Tuned], execution: Execution) -> None:
+    """Deletes fine-tuned weights that were stored only until the predictions made with them are.
+
+    Weights that are to be kept are marked instead, as those that an earlier sweep stored for a while may be.
+    """
+    assert execution.store is not None
+    path = tuned.path(execution.store)
+    if not path.exists() or (note := read_note(path)) is None or not note.facts.get("temporary"):
+        return
+    if execution.keep_weights is None:
         path.unlink(missing_ok=True)
+    else:
+        write_note(path, replace(note, facts={**note.facts, "temporary": False}), note.sha256)
 
 
 def examples(task: TaskConfig, split: str, *, skip_broken: bool = False) -> Dataset:
     """The examples of a split, or of several as in "train+val", that a task is trained or evaluated on."""
     return EXAMPLES[get_task(task.name).examples](task.data, split, task.limit, skip_broken=skip_broken)
+
+
+def check_metrics(task: TaskConfig, split: str, *, skip_broken: bool = False) -> None:
+    """Refuses a split on which the metrics of the task cannot be computed, or options with which they cannot.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    chosen = get_task(task.name)
+    options: Any = build(chosen.options, task.options, "task.options")
+    chosen.check(options, examples(task, split, skip_broken=skip_broken))
 
 
 def prepared(task: TaskConfig, *, skip_broken: bool = False) -> Any:
@@ -187,17 +208,18 @@ def _reads(config: RunConfig, task: Task, known: Fingerprints) -> dict[str, Any]
     reads: dict[str, Any] = {"model": known.model(config.model), "seed": config.seed, "task": task.name}
     if config.task.image_size is not None:
         reads["image_size"] = config.task.image_size
-    settings = changed(config.finetuning)
+    reads["code"] = [FINETUNE_VERSION, MASKS_VERSION]
     if config.finetuning.steps == 0:
         return {**reads, "finetuning": {"steps": 0}}
     reads |= {
         "train": known.split(config.task, task.examples, config.task.train),
-        "code": [FINETUNE_VERSION, training_code(task)],
-        "finetuning": settings,
+        "loss": training_code(task),
+        "finetuning": changed(config.finetuning),
     }
     if config.finetuning.augment != "none":
         reads["augment"] = AUGMENT_VERSION
     if config.finetuning.select == "best":
         reads["val"] = known.split(config.task, task.examples, "val")
-        reads["selection"] = [prediction_code(task), score_code(task), dict(config.task.options)]
+        options: Any = build(task.options, config.task.options, "task.options")
+        reads["selection"] = [prediction_code(task), score_code(task), task.headline, changed(options)]
     return reads

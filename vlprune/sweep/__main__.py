@@ -18,19 +18,19 @@ import tyro
 from rich.console import Console
 
 from vlprune.config import ConfigError, RunConfig
-from vlprune.execution import Execution, KeepWeights
+from vlprune.execution import Execution, KeepWeights, gibibytes
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
 from vlprune.reports.publish import publish
 from vlprune.reports.tables import summary
 from vlprune.stages.fingerprints import Fingerprints
-from vlprune.stages.tuned import drop_temporary
+from vlprune.stages.tuned import settle
 from vlprune.store.manifest import write_manifest
 from vlprune.store.record import ERROR, predictions_path, run_directory
 from vlprune.sweep.engine import Work, cuda_devices, execute
 from vlprune.sweep.plan import Plan, plan
 from vlprune.sweep.progress import Progress, clock
-from vlprune.sweep.settings import AXES, file_name, parse_set
+from vlprune.sweep.settings import AXES, check_values, file_name, parse_set
 from vlprune.sweep.table import Cell, load_table
 
 QUICKSTART = Path("experiments") / "quickstart.toml"
@@ -91,12 +91,10 @@ class Options:
         Raises:
             ConfigError: a number that is not finite or below 0.
         """
-        if not 0 <= self.memory_limit < 2**40:
-            raise ConfigError(f"--memory-limit must be finite and at least 0, got {self.memory_limit:g}")
         return Execution(
             store=self.results,
             workers=self.loader_workers,
-            memory_limit=round(self.memory_limit * 2**30),
+            memory_limit=gibibytes(self.memory_limit, "--memory-limit"),
             spill=self.spill,
             skip_broken=self.skip_broken,
             keep_weights=self.keep_weights,
@@ -165,6 +163,9 @@ def sweep(
     if options.keep_weights == "best":
         _keep_best(planned, options.results)
     _print_results(planned, options.results, console)
+    if options.keep_weights == "all" and (gone := _without_weights(planned, options.results)):
+        text = f"the fine-tuned weights of {gone} runs that were finished before are gone; they are not trained again"
+        console.print(text, highlight=False)
     if left_out:
         console.print(f"left out {len(left_out)} images that cannot be read:", highlight=False)
         for image in left_out:
@@ -203,6 +204,7 @@ def _split(text: str | None, option: str, convert: Callable[[str], T]) -> list[T
         raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
     if not values:
         raise ConfigError(f"--{option} names nothing, got {text!r}")
+    check_values(option, values, f"--{option}")
     return values
 
 
@@ -234,7 +236,7 @@ def _run(
                 if event.kind == "failed":
                     errors[cell] = event.message
                 elif not waiting[tuned.key]:
-                    drop_temporary(tuned, execution.store)
+                    settle(tuned, execution)
     done = len(pending) - len(errors)
     console.print(f"{done} runs finished, {len(errors)} failed, in {clock(time.monotonic() - began)}", highlight=False)
     return errors
@@ -247,10 +249,17 @@ def _keep_best(planned: Plan, results: Path) -> None:
         if record is not None and record.metrics:
             value = record.metrics[headlines[cell.config.task.name]]
             best.setdefault((cell.row, cell.config.task.name), []).append((value, -cell.config.seed, cell))
-    kept = {max(runs, key=lambda run: run[:2])[2] for runs in best.values()}
-    for _, cell, own in planned.places():
-        if cell not in kept:
-            own.tuned.path(results).unlink(missing_ok=True)
+    winners = {max(runs, key=lambda run: run[:2])[2] for runs in best.values()}
+    # Several rows may be evaluations of the same weights.
+    kept = {own.tuned.path(results) for _, cell, own in planned.places() if cell in winners}
+    for path in {own.tuned.path(results) for own in planned.chains} - kept:
+        path.unlink(missing_ok=True)
+
+
+def _without_weights(planned: Plan, results: Path) -> int:
+    """The number of finished runs whose fine-tuned weights are not there."""
+    records = planned.records(results)
+    return sum(records[cell] is not None and not own.tuned.path(results).exists() for _, cell, own in planned.places())
 
 
 def _print_results(planned: Plan, results: Path, console: Console) -> None:
