@@ -267,7 +267,7 @@ def test_epochs_count_captions_and_steps_count_images(config, finetuned, executi
 
 
 def test_the_best_epoch_on_val_is_tested_once(config, monkeypatch):
-    task, predicted, states, scores = get_task("retrieval"), [], [], iter([1.0, 3.0, 2.0])
+    task, predicted, states, scores = get_task("retrieval"), [], [], [2.0, 3.0, 1.0]
 
     def predict(model, examples, *others):
         predicted.append(len(examples))
@@ -275,7 +275,7 @@ def test_the_best_epoch_on_val_is_tested_once(config, monkeypatch):
         return task.predict(model, examples, *others)
 
     def score(predictions, examples):
-        return {**task.score(predictions, examples), **({"r_mean": next(scores)} if len(examples) == 4 else {})}
+        return {**task.score(predictions, examples), **({"r_mean": scores.pop()} if len(examples) == 4 else {})}
 
     monkeypatch.setitem(eval.TASKS, "retrieval", replace(task, predict=predict, score=score))
     record = run(replace(config, finetuning=FinetuningConfig(epochs=3, batch_size=30, select="best")))

@@ -156,6 +156,24 @@ def test_images_that_are_left_out_move_what_saw_the_others(config, dataset):
     assert skipping()["predictions"] != whole.predictions.key
 
 
+def test_images_that_calibration_has_others_for_move_what_it_measured(config, dataset):
+    images = dataset / "images"
+    (images / "0005.png").write_text("no picture")
+    whole, skipping = Fingerprints(), Fingerprints(skip_broken=True)
+    [stage] = chain(config, skipping).statistics
+    assert "images/0005.png" in stage.reads["left_out"][0]
+    assert stage.key != chain(config, whole).statistics[0].key
+    assert whole.left_out_of_calibration(config, 8) == []
+    few = replace(config, calibration=replace(config.calibration, n_batches=1, batch_size=2))
+    assert skipping.left_out_of_calibration(few, 1) == []  # it is not among the first
+
+
+def test_the_seed_moves_the_masks_of_methods_that_draw_or_measure(config):
+    for method, drawn in (("omp", False), ("random", True), ("multiflow", True), ("itersnip", True)):
+        before, after = (keys(replace(pruned(config, method), seed=seed)) for seed in (0, 1))
+        assert ("masks" in moved(before, after)) == drawn
+
+
 @pytest.mark.parametrize(
     ("where", "name", "expected"),
     [
@@ -164,6 +182,7 @@ def test_images_that_are_left_out_move_what_saw_the_others(config, dataset):
         ("vlprune.stages.fingerprints", "READERS_VERSION", KINDS),
         ("vlprune.stages.fingerprints", "SELECTION_VERSION", KINDS[1:]),
         ("vlprune.stages.tuned", "FINETUNE_VERSION", KINDS[2:]),
+        ("vlprune.stages.tuned", "MASKS_VERSION", KINDS[2:]),
         ("vlprune.stages.tuned", "AUGMENT_VERSION", KINDS[2:]),
     ],
 )
@@ -296,7 +315,7 @@ def test_what_has_no_source_to_be_found_is_refused():
 
     with pytest.raises(TypeError, match="is no function, class or partial application"):
         code_digest(Callable())
-    with pytest.raises(TypeError, match="bound to 0 = .* neither a plain value nor a function"):
+    with pytest.raises(TypeError, match=r"bound to 0 = .* neither a plain value nor a function"):
         code_digest(partial(helper, object()))
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from vlprune.graph import LayerGraph
 
+# Raised when the weights of a model that masks are applied to come out otherwise, so that runs are made again.
+VERSION = 1
 SOME_ZEROS = 0.001  # a dense model has fewer exact zeros than this fraction of its weights
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ __all__ = [
     "calibration_batches",
     "data_fingerprint",
     "left_out",
+    "left_out_of_calibration",
     "load_answers",
     "load_pairs",
     "load_questions",
@@ -124,6 +125,38 @@ def calibration_batches(
     if len(pairs) < batch_size:
         raise ValueError(too_few(name, batch_size, len(pairs)))
     return CalibrationBatches(pairs, name, n_batches, batch_size, seed, first, model.uses_regions, noted)
+
+
+def left_out_of_calibration(name: str, *, n_batches: int, batch_size: int, seed: int) -> list[str]:
+    """The images in whose places the first batches of a calibration that skips broken ones have others.
+
+    Lines as those of `left_out`. The images of these batches are decoded, once in a process for the same files.
+
+    Raises:
+        ValueError: data that is none, or too few images that can be read.
+        OSError: a file that cannot be read for now, which is no broken image.
+    """
+    source = find_source(name)
+    return list(_replaced(source, take_fingerprint(source), n_batches, batch_size, seed))
+
+
+@lru_cache(maxsize=32)
+def _replaced(
+    source: Directory | Hub, _known: Fingerprint, n_batches: int, batch_size: int, seed: int
+) -> tuple[str, ...]:
+    batches = calibration_batches(
+        source.name, _NoRegions(), n_batches=n_batches, batch_size=batch_size, seed=seed, skip_broken=True
+    )
+    for _ in batches:  # which fills the list of the broken ones
+        pass
+    return tuple(broken.below(line, source) for line in batches.broken or ())
+
+
+class _NoRegions:
+    """A model as `calibration_batches` looks at it; regions change nothing of which images are drawn."""
+
+    def __init__(self) -> None:
+        self.uses_regions = False
 
 
 @lru_cache(maxsize=8)

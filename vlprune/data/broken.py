@@ -78,14 +78,14 @@ def left_out(
         return {int(row): str(line) for row, line in json.loads(kept.read_text())["left_out"]}
     except (OSError, ValueError, KeyError, TypeError):  # not kept yet, or by something else
         pass
-    found = {row: _below(line, source) for row, line in find_broken(read(), limit).items()}
+    found = {row: below(line, source) for row, line in find_broken(read(), limit).items()}
     if known.settled:
         with suppress(OSError):  # without the cache it is only slower
             write_text(kept, json.dumps({"left_out": list(found.items())}))
     return found
 
 
-def _below(line: str, source: Directory | Hub) -> str:
+def below(line: str, source: Directory | Hub) -> str:
     """A line about an image without the place of the data, so that it is the same wherever the data lies."""
     line = line.removeprefix(f"{source.name}, ")
     if isinstance(source, Hub) or source.root == Path():

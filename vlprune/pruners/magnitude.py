@@ -75,7 +75,7 @@ def lamp_score(weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tens
     return score.view_as(weight)
 
 
-RANDOM = Pruner(name="random", source="uniform random scores", score=random_score)
+RANDOM = Pruner(name="random", source="uniform random scores", score=random_score, draws=True)
 OMP = Pruner(name="omp", source="one-shot global magnitude, Han et al. 2015 (arXiv:1506.02626)", score=magnitude_score)
 LOCALMP = Pruner(
     name="localmp",

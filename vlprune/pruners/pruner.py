@@ -119,6 +119,7 @@ class Pruner:
         update: masks of all layers, for a method that moves the surviving weights or learns its masks; it replaces
             score and selection.
         search: for a method that measures its statistics anew as it goes; None for a method of one shot.
+        draws: whether the score makes random choices; the statistics of a layer then hold `seed`, a number for it.
         options: the dataclass of the settings that this method owns. Any of its functions may take a keyword `options`
             beside its arguments, whose default holds the defaults; `with_options` binds it.
         given_options: the options that `with_options` bound, as plain values, where they differ from their defaults.
@@ -132,6 +133,7 @@ class Pruner:
     allocate: Allocate | None = None
     update: Update | None = None
     search: Search | None = None
+    draws: bool = False
     options: type = NoOptions
     given_options: Options = field(default_factory=Options)
 
@@ -347,8 +349,8 @@ def _scores(pruner: Pruner, weights: Weights, stats: Stats, seed: int, alive: Al
     assert pruner.score is not None
     scores = {}
     for name, weight in weights.items():
-        layer_stats = {**stats.get(name, {}), "seed": torch.tensor(layer_seed(seed, name))}
-        score = pruner.score(weight, layer_stats)
+        drawn = {"seed": torch.tensor(layer_seed(seed, name))} if pruner.draws else {}
+        score = pruner.score(weight, {**stats.get(name, {}), **drawn})
         # Dead entries score below anything finite, so that even a tie at zero cannot revive one.
         scores[name] = score if alive is None else score.masked_fill(~alive[name], _LOWEST[score.dtype])
     return scores

@@ -7,8 +7,8 @@ from typing import Any
 
 from eval.base import Task
 from vlprune import models
-from vlprune.config import ModelConfig, TaskConfig, build, changed
-from vlprune.data import READERS_VERSION, data_fingerprint, left_out
+from vlprune.config import ModelConfig, RunConfig, TaskConfig, build, changed
+from vlprune.data import READERS_VERSION, data_fingerprint, left_out, left_out_of_calibration, load_answers
 from vlprune.models import family_of, model_fingerprint
 from vlprune.models.registry import get_family
 from vlprune.pruners import PRUNERS
@@ -42,6 +42,18 @@ class Fingerprints:
     def left_out(self, task: TaskConfig, kind: str, split: str) -> list[str]:
         """The images of a split that are left out, with the reasons; none unless broken ones are to be skipped."""
         return self._left_out(task.data, kind, split, task.limit) if self.skip_broken else []
+
+    def left_out_of_calibration(self, config: RunConfig, n_batches: int) -> list[str]:
+        """The images that the first batches of a run's calibration have others for; none unless that is asked for."""
+        own = config.calibration
+        if not self.skip_broken:
+            return []
+        return left_out_of_calibration(own.data, n_batches=n_batches, batch_size=own.batch_size, seed=config.seed)
+
+    def prepared(self, config: TaskConfig, task: Task) -> dict[str, Any]:
+        """Of what a task prepares to predict: its training examples, or the answers that the data comes with."""
+        listed = load_answers(config.data) if task.examples == "questions" else None
+        return self.split(config, task.examples, config.train) if listed is None else {"answers": listed}
 
     def split(self, task: TaskConfig, kind: str, split: str) -> dict[str, Any]:
         """Of the examples of a split of a task's data."""

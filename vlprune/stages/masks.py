@@ -101,7 +101,7 @@ def provenance(config: RunConfig, known: Fingerprints, model: ModelAdapter) -> d
         "model": f"{config.model.name} {known.model(config.model)['files']}",
         "method": f"{pruner.name} ({pruner.source})",
         "pruning": repr(config.pruning),
-        "seed": str(config.seed),
+        **({"seed": str(config.seed)} if measures or pruner.draws else {}),
         **({"calibration": repr(config.calibration)} if measures else {}),
         "modality": json.dumps(model.graph.modality),
     }
@@ -236,17 +236,21 @@ def _reads(config: RunConfig, pruner: Pruner, known: Fingerprints) -> dict[str, 
         "model": known.model(config.model),
         "method": config.pruning.method,
         "code": pruner_code(pruner.name),
-        "seed": config.seed,
     }
+    if pruner.draws:
+        reads["seed"] = config.seed
     if config.pruning.pattern:
         reads["pattern"] = config.pruning.pattern
     if options := pruner.given_options:
         reads["options"] = dict(options)
     if not _reads_artifacts(pruner):
-        # The number of batches that a search draws is what it plans.
-        planned = {} if pruner.search is None else {"plan": pruner.search.plan(config.calibration)}
-        without = ("n_batches",) if planned else ()
-        reads["measured"] = {**calibration_reads(config, pruner.needs, known, without), **planned}
+        reads["needs"] = sorted(pruner.needs)
+        n_batches, without = config.calibration.n_batches, ()
+        if pruner.search is not None:
+            # The number of batches that a search draws is what it plans.
+            reads["plan"] = steps, per_step = pruner.search.plan(config.calibration)
+            n_batches, without = steps * per_step, ("n_batches",)
+        reads["measured"] = calibration_reads(config, pruner.needs, known, n_batches=n_batches, without=without)
     return reads
 
 

@@ -38,7 +38,7 @@ def statistics_stages(config: RunConfig, kinds: Collection[str], known: Fingerpr
         Stage(
             kind="statistics",
             member=kind,
-            reads=calibration_reads(config, [kind], known),
+            reads=calibration_reads(config, [kind], known, n_batches=config.calibration.n_batches),
             make=make,
             file=_file,
             save=lambda made, path: save_statistics(made.value, path),
@@ -58,13 +58,22 @@ def merged(parts: Iterable[Statistics]) -> Statistics:
 
 
 def calibration_reads(
-    config: RunConfig, kinds: Iterable[str], known: Fingerprints, without: Collection[str] = ()
+    config: RunConfig, kinds: Iterable[str], known: Fingerprints, *, n_batches: int, without: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What statistics of these kinds depend on; `without` names settings of the calibration that are not read."""
+    """What statistics depend on.
+
+    Args:
+        config: of the run.
+        kinds: keys of STATISTICS.
+        known: the fingerprints.
+        n_batches: number of batches that are drawn.
+        without: names of settings of the calibration that are not read.
+    """
     settings = changed(config.calibration)
     settings.pop("data", None)  # counts by its content
     for name in without:
         settings.pop(name, None)
+    missing = known.left_out_of_calibration(config, n_batches)
     if not any(STATISTICS[kind].reads_losses for kind in kinds):
         settings.pop("alignment", None)
     return {
@@ -73,6 +82,7 @@ def calibration_reads(
         "seed": config.seed,
         "code": STATISTICS_VERSION,
         **({"calibration": settings} if settings else {}),
+        **({"left_out": missing} if missing else {}),
     }
 
 

@@ -8,12 +8,11 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
-
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -86,18 +85,30 @@ def _collect_value(owner: Any, name: str, value: Any, sought: _Sought) -> None:
     """Adds a value that a function is bound to."""
     if isinstance(value, FunctionType | type | functools.partial):
         _collect_object(value, sought)
-    elif _is_plain(value):
-        sought.found[owner.__module__, f"{owner.__qualname__}: {name} = {value!r}"] = ""
+    elif is_dataclass(value):
+        for field in fields(value):
+            _collect_value(owner, f"{name}.{field.name}", getattr(value, field.name), sought)
+    elif (words := _plain(value)) is not None:
+        sought.found[owner.__module__, f"{owner.__qualname__}: {name} = {words}"] = ""
     else:
         raise TypeError(f"{owner!r} is bound to {name} = {value!r}, which is neither a plain value nor a function")
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
+def _plain(value: Any) -> str | None:
+    """A plain value in words, the same in every process; None of another value."""
+    if isinstance(value, PLAIN):
+        return repr(value)
     if isinstance(value, dict):
-        return all(map(_is_plain, value.keys())) and all(map(_is_plain, value.values()))
-    return isinstance(value, PLAIN)
+        inner = [*value.keys(), *value.values()]
+    elif isinstance(value, tuple | list | set | frozenset):
+        inner = value
+    else:
+        return None
+    words = [_plain(each) for each in inner]
+    if None in words:
+        return None
+    ordered = sorted(map(str, words)) if isinstance(value, set | frozenset) else words
+    return f"{type(value).__name__} {ordered}"
 
 
 def _package(module: str) -> str:
@@ -331,4 +342,4 @@ def _byte_code(code: CodeType) -> Iterator[object]:
         if isinstance(constant, CodeType):
             yield from _byte_code(constant)
         else:
-            yield constant
+            yield sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant

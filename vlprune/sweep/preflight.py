@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from eval import TASKS, get_task
-from vlprune.config import DENSE, ConfigError, ModelConfig, RunConfig, TaskConfig, build
+from vlprune.config import DENSE, ConfigError, ModelConfig, RunConfig, TaskConfig
 from vlprune.data import annotation_files, calibration_batches, guards, left_out, load_answers
 from vlprune.masks import already_sparse
 from vlprune.models import ModelAdapter, load_model
 from vlprune.stages.masks import settings_read
-from vlprune.stages.tuned import examples
+from vlprune.stages.tuned import check_metrics, examples
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,6 +45,11 @@ def preflight(configs: Iterable[RunConfig], *, skip_broken: bool = False) -> lis
     for task in dict.fromkeys(config.task for config in configs):
         for split in (task.train, task.test, *(["val"] if task in best else [])):
             missing |= dict.fromkeys(_check_split(task, split, skip_broken=skip_broken))
+        for split in (task.test, *(["val"] if task in best else [])):
+            try:
+                check_metrics(task, split, skip_broken=skip_broken)
+            except ValueError as error:
+                raise ConfigError(f"{_examples(task, split)}: {error}") from None
     if not torch.cuda.is_available() and any(config.finetuning.precision == "bf16" for config in configs):
         log.warning("finetuning.precision is bf16, which is many times slower than fp32 on most processors")
     return list(missing)
@@ -83,21 +88,18 @@ def _calibrate(model: ModelAdapter, configs: Iterable[RunConfig], *, skip_broken
 
 def _check_split(task: TaskConfig, split: str, *, skip_broken: bool) -> list[str]:
     """The images of a split that are left out."""
-    what = f"the {split} examples of {task.name} in {task.data!r}"
-    found = _load(what, lambda: examples(task, split, skip_broken=skip_broken))
+    found = _load(_examples(task, split), lambda: examples(task, split, skip_broken=skip_broken))
     chosen = get_task(task.name)
-    if split != task.train:
-        options: Any = build(chosen.options, task.options, "task.options")
-        try:
-            chosen.check(options, found)
-        except ValueError as error:
-            raise ConfigError(f"{what}: {error}") from None
     if chosen.examples == "questions" and split == task.train and (listed := load_answers(task.data)) is not None:
         trap = guards.missed_answers(listed, found.select_columns("answers").to_list())
         if trap:
             log.warning(f"{task.data}: {trap}")
     missing = left_out(task.data, chosen.examples, split, task.limit) if skip_broken else []
     return [f"{task.data}: {image}" for image in missing]
+
+
+def _examples(task: TaskConfig, split: str) -> str:
+    return f"the {split} examples of {task.name} in {task.data!r}"
 
 
 def _load(what: str, load: Callable[[], T]) -> T:
