@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +33,8 @@ def get_task(name: str) -> Task:
         ValueError: an unknown name.
     """
     from eval import TASKS
+    from eval.options import unknown
 
     if name not in TASKS:
-        close = get_close_matches(name, TASKS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"unknown task {name!r}{hint} There are: {', '.join(TASKS)}")
+        raise ValueError(unknown("task", name, TASKS))
     return TASKS[name]

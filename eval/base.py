@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from PIL.Image import Image
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as pydantic_dataclass
 from torch import Generator, Tensor
+
+from eval.options import NoOptions
 
 Example = Mapping[str, Any]
 Prediction = dict[str, Any]
 Keep = Callable[[int, Callable[[], list[Any]]], list[Any]]
 
-STRICT = ConfigDict(strict=True, extra="forbid")  # options are of their own types, and no others
-AtLeastOne = Annotated[int, Field(ge=1)]
-
-
-@pydantic_dataclass(frozen=True, config=STRICT)
-class NoOptions:
-    """The options of a task that has none."""
-
 
 def compute(_number: int, make: Callable[[], list[Any]]) -> list[Any]:
-    """The part of an evaluation that `make` computes; the `Keep` that stores nothing."""
+    """Calls `make` and returns its list: the `Keep` that stores nothing."""
     return make()
 
 
@@ -137,7 +129,7 @@ class VqaModel(Protocol):
 
 
 class VisionLanguageModel(RetrievalModel, CaptioningModel, VqaModel, Protocol):
-    """All methods that tasks call; a model needs those alone that the `needs` of its tasks name."""
+    """Every method that a task may call; a model implements those that are in the `needs` of its tasks."""
 
 
 def _accept(_options: Any, _examples: Examples) -> None:
@@ -201,7 +193,9 @@ def columns(examples: Examples, *names: str) -> list[dict[str, Any]]:
 def align(
     predictions: Sequence[Prediction], examples: Examples, *, key: str, said: str, wanted: str
 ) -> list[tuple[Any, Any]]:
-    """(prediction[said], example[wanted]) in the order of the examples, matched by the field `key`.
+    """Pairs of the field `said` of a prediction and the field `wanted` of the example with the same `key`.
+
+    They are in the order of the examples.
 
     Raises:
         ValueError: an example without a prediction or the reverse, or what `by_id` refuses.

@@ -21,8 +21,6 @@ from torch import Generator, Tensor
 
 from eval import command
 from eval.base import (
-    STRICT,
-    AtLeastOne,
     CaptioningModel,
     Examples,
     Keep,
@@ -34,6 +32,7 @@ from eval.base import (
     compute,
     pick_captions,
 )
+from eval.options import STRICT, AtLeastOne
 from eval.ptb import words
 
 BATCH = 64  # images captioned at a time, which are a part of the evaluation
@@ -190,7 +189,7 @@ def predict(
 
 
 def check(_options: CaptioningOptions, examples: Examples) -> None:
-    """Whether `score` can be computed on the examples.
+    """Refuses examples on which `score` cannot be computed.
 
     Raises:
         ValueError: some images have captions and others have none.

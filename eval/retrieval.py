@@ -16,8 +16,6 @@ from torch import Generator, Tensor
 
 from eval import command
 from eval.base import (
-    STRICT,
-    AtLeastOne,
     Examples,
     Keep,
     Prediction,
@@ -29,6 +27,7 @@ from eval.base import (
     compute,
     pick_captions,
 )
+from eval.options import STRICT, AtLeastOne
 
 LEVELS = (1, 5, 10)
 BATCH = 64  # images or texts embedded at a time

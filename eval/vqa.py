@@ -18,8 +18,6 @@ from torch import Generator, Tensor
 
 from eval import command
 from eval.base import (
-    STRICT,
-    AtLeastOne,
     Examples,
     Keep,
     Prediction,
@@ -29,6 +27,7 @@ from eval.base import (
     columns,
     compute,
 )
+from eval.options import STRICT, AtLeastOne
 
 IMAGES = 64  # images encoded at a time, whose questions are a part of the evaluation
 QUESTIONS = 128  # questions answered at a time
@@ -195,7 +194,7 @@ def predict(
 
 
 def check(_options: VqaOptions, examples: Examples) -> None:
-    """Whether `score` can be computed on the examples; those that all have no answers are not scored.
+    """Refuses examples on which `score` cannot be computed; those that all have no answers are not scored.
 
     Raises:
         ValueError: a question with a single answer, or questions with and without answers.

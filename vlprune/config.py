@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from eval.options import AtLeastOne, unknown
 
 DENSE = "dense"
 STEPS = 40  # optimizer steps of fine-tuning, where neither steps nor epochs are given
@@ -19,14 +20,6 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A setting that cannot be run; the message is one line that says what was wanted, what came and what exists."""
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not known, with the nearest one that is."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else "."
-    return f"unknown {kind} {name!r}{guess} There are: {', '.join(names) or 'none'}"
 
 
 # ---- validation ----
@@ -164,14 +157,8 @@ def _options(value: Any) -> Any:
 
 
 GivenOptions = Annotated[Options, BeforeValidator(_options)]
-AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-@validated
-class NoOptions:
-    """The options of a method, task or family that has none."""
 
 
 # ---- the parts of a run ----

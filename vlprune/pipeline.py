@@ -9,19 +9,27 @@ from typing import Any
 
 import torch
 
-from eval import TASKS, get_task
+from eval import get_task
 from vlprune.calibrate.collect import Statistics
 from vlprune.config import DENSE, CalibrationConfig, PruningConfig, RunConfig, TaskConfig, build
-from vlprune.data import annotation_files, guards
 from vlprune.execution import Execution
 from vlprune.masks import Masks
 from vlprune.models import ModelAdapter
+from vlprune.stages.examples import (
+    check_can,
+    check_metrics,
+    columns,
+    examples,
+    missed_answers,
+    prepared,
+    seen_in_training,
+)
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.masks import masks_stage
 from vlprune.stages.predictions import Predictions, predictions_stage
 from vlprune.stages.record import record_stage
 from vlprune.stages.stage import Bench, Stage, obtain
-from vlprune.stages.tuned import Tuned, check_metrics, columns, examples, prepared, settle, tuned_stage
+from vlprune.stages.tuned import Tuned, settle, tuned_stage
 from vlprune.store.record import Record
 
 logger = logging.getLogger(__name__)
@@ -110,17 +118,14 @@ def evaluate(
         ValueError: an unknown task or option, or a task that the model cannot do.
     """
     config, chosen = TaskConfig(name=task, data=data, test=split), get_task(task)
-    if not model.can(chosen.needs):
-        able = ", ".join(other.name for other in TASKS.values() if model.can(other.needs))
-        raise ValueError(f"the model cannot do {task}; it can do: {able}")
+    check_can(model, config, "the model")
     own: Any = build(chosen.options, options or {}, f"options of {task}")
     test, ready = examples(config, split), prepared(config)
-    if chosen.examples == "questions":
-        trained_for = str(model.config.get("trained_for", ""))
-        seen = guards.seen_in_training("the model", trained_for, annotation_files(data, "questions"), split)
-        missed = guards.missed_answers(ready, examples(config, config.train).select_columns("answers").to_list())
-        for trap in filter(None, (seen, missed)):
-            logger.warning("%s: %s", data, trap)
+    traps = [seen_in_training(model, config, "the model")]
+    if chosen.prepare is not None:
+        traps.append(missed_answers(config, examples(config, config.train)))
+    for trap in filter(None, traps):
+        logger.warning("%s: %s", data, trap)
     with torch.inference_mode():
         predictions = chosen.predict(model, test, own, ready)
     return chosen.score(predictions, columns(test))

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from vlprune.config import CalibrationConfig, ConfigError, NoOptions
+from eval.options import NoOptions
+from vlprune.config import CalibrationConfig, ConfigError
 from vlprune.masks import Masks
 from vlprune.pruners.pruner import Pruner, Stats, Weights, prune_masks, search_masks
 from vlprune.statistics import STATISTICS

@@ -21,7 +21,7 @@ def seen_in_training(model: str, architecture: str, annotations: Iterable[str], 
 
     Args:
         model: name, directory or file of the checkpoint.
-        architecture: class of the model, such as `BlipForQuestionAnswering`; empty if unknown.
+        architecture: what the model says it was trained for, such as `BlipForQuestionAnswering`; empty if unknown.
         annotations: names of the annotation files or the hub id, as `annotation_files` returns them.
         split: the split that is evaluated, or several as in "train+val".
     """

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from eval.options import NoOptions
 from vlprune.batch import Batch
-from vlprune.config import NoOptions
 from vlprune.graph import BipartiteLayer, LayerGraph
 from vlprune.models.images import ImageInput
 

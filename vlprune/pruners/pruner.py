@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vlprune.config import CalibrationConfig, ConfigError, NoOptions, Options, build, changed, parse_pattern
+from eval.options import NoOptions
+from vlprune.config import CalibrationConfig, ConfigError, Options, build, changed, parse_pattern
 from vlprune.masks import Masks
 from vlprune.selection import select_counts_many, select_many, select_pattern
 from vlprune.statistics import STATISTICS

@@ -12,9 +12,10 @@ import torch
 from eval import get_task
 from vlprune.config import RunConfig, build, changed
 from vlprune.execution import Interrupted
+from vlprune.stages.examples import examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code
 from vlprune.stages.stage import Bench, Made, Stage
-from vlprune.stages.tuned import Tuned, examples, prepared
+from vlprune.stages.tuned import Tuned
 from vlprune.store.parts import Parts
 
 PARTS = ".parts"

@@ -9,10 +9,10 @@ from typing import Any
 
 from eval import get_task
 from vlprune.config import RunConfig
+from vlprune.stages.examples import columns, examples
 from vlprune.stages.fingerprints import Fingerprints, score_code
 from vlprune.stages.predictions import Predictions
 from vlprune.stages.stage import Bench, Made, Stage
-from vlprune.stages.tuned import columns, examples
 from vlprune.store.record import RECORD, Record, read_record, record_text, run_directory, versions
 
 

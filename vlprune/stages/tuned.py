@@ -14,8 +14,7 @@ from datasets import Dataset
 
 from eval import get_task
 from eval.base import Task
-from vlprune.config import RunConfig, TaskConfig, build, changed
-from vlprune.data import load_answers, load_pairs, load_questions
+from vlprune.config import RunConfig, build, changed
 from vlprune.execution import Execution
 from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
 from vlprune.finetune.augment import PaperAugmentation
@@ -29,12 +28,12 @@ from vlprune.masks import VERSION as MASKS_VERSION
 from vlprune.masks import Masks, apply_masks
 from vlprune.masks import measure as zeros_of
 from vlprune.models import ModelAdapter
+from vlprune.stages.examples import columns, examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.store.artifacts import note_path, read_note, write_note
 
 CHECKPOINT = ".checkpoint"
-EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
 
 
 @dataclass(frozen=True)
@@ -112,36 +111,6 @@ def settle(tuned: Stage[Tuned], execution: Execution) -> None:
         path.unlink(missing_ok=True)
     else:
         write_note(path, replace(note, facts={**note.facts, "temporary": False}), note.sha256)
-
-
-def examples(task: TaskConfig, split: str, *, skip_broken: bool = False) -> Dataset:
-    """The examples of a split, or of several as in "train+val", that a task is trained or evaluated on."""
-    return EXAMPLES[get_task(task.name).examples](task.data, split, task.limit, skip_broken=skip_broken)
-
-
-def check_metrics(task: TaskConfig, split: str, *, skip_broken: bool = False) -> None:
-    """Refuses a split on which the metrics of the task cannot be computed, or options with which they cannot.
-
-    Raises:
-        ValueError: with the reason.
-    """
-    chosen = get_task(task.name)
-    options: Any = build(chosen.options, task.options, "task.options")
-    chosen.check(options, examples(task, split, skip_broken=skip_broken))
-
-
-def prepared(task: TaskConfig, *, skip_broken: bool = False) -> Any:
-    """What a task prepares from its training examples to predict; of questions the answer list that data comes with."""
-    chosen = get_task(task.name)
-    if chosen.prepare is None:
-        return None
-    listed = load_answers(task.data) if chosen.examples == "questions" else None
-    return chosen.prepare(columns(examples(task, task.train, skip_broken=skip_broken))) if listed is None else listed
-
-
-def columns(data: Dataset) -> list[dict[str, Any]]:
-    """The examples without their pictures."""
-    return data.remove_columns("image").to_list()
 
 
 def _prepare_for(model: ModelAdapter, config: RunConfig) -> None:

@@ -13,7 +13,7 @@ class Job:
     """Stages of one kind that a worker makes in one go.
 
     Attributes:
-        kind: "record" for a whole run, or "statistics" or "masks" for what several runs share.
+        kind: "record" for a whole run, or "statistics", "masks" or "tuned" for what several runs share.
         configs: the runs whose stages of that kind are wanted; one for a record.
         keys: the keys of those stages when they were planned.
         after: names of the jobs that must be done before.

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 import torch
 
-from eval import TASKS, get_task
+from eval import get_task
 from vlprune.config import DENSE, ConfigError, ModelConfig, RunConfig, TaskConfig
-from vlprune.data import annotation_files, calibration_batches, guards, left_out, load_answers
+from vlprune.data import calibration_batches, left_out
 from vlprune.masks import already_sparse
 from vlprune.models import ModelAdapter, load_model
+from vlprune.stages.examples import check_can, check_metrics, examples, missed_answers, seen_in_training
 from vlprune.stages.masks import settings_read
-from vlprune.stages.tuned import check_metrics, examples
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,20 +59,17 @@ def _check_model(named: ModelConfig, model: ModelAdapter, configs: Iterable[RunC
     if trap := already_sparse(model):
         log.warning(f"model {named.name!r}: {trap}")
     for task in dict.fromkeys(config.task for config in configs):
-        chosen = get_task(task.name)
-        if not model.can(chosen.needs):
-            able = ", ".join(other.name for other in TASKS.values() if model.can(other.needs))
-            raise ConfigError(f"model {named.name!r} cannot do {task.name}; it can do: {able}")
+        try:
+            check_can(model, task, f"model {named.name!r}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if task.image_size is not None:
             try:
                 model.resize_images(task.image_size)
             except ValueError as error:
                 raise ConfigError(f"model {named.name!r} cannot do {task.name}: {error}") from None
-        if chosen.examples == "questions":
-            files = annotation_files(task.data, "questions")
-            trained_for = str(model.config.get("trained_for", ""))
-            if trap := guards.seen_in_training(named.name, trained_for, files, task.test):
-                log.warning(trap)
+        if trap := seen_in_training(model, task, named.name):
+            log.warning(trap)
 
 
 def _reads_calibration(config: RunConfig) -> bool:
@@ -90,10 +87,8 @@ def _check_split(task: TaskConfig, split: str, *, skip_broken: bool) -> list[str
     """The images of a split that are left out."""
     found = _load(_examples(task, split), lambda: examples(task, split, skip_broken=skip_broken))
     chosen = get_task(task.name)
-    if chosen.examples == "questions" and split == task.train and (listed := load_answers(task.data)) is not None:
-        trap = guards.missed_answers(listed, found.select_columns("answers").to_list())
-        if trap:
-            log.warning(f"{task.data}: {trap}")
+    if split == task.train and (trap := missed_answers(task, found)):
+        log.warning(f"{task.data}: {trap}")
     missing = left_out(task.data, chosen.examples, split, task.limit) if skip_broken else []
     return [f"{task.data}: {image}" for image in missing]
 

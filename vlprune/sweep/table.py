@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from eval import TASKS
+from eval.options import NoOptions
 from vlprune.config import (
     DENSE,
     PARTS,
     CalibrationConfig,
     ConfigError,
-    NoOptions,
     Options,
     RunConfig,
     build,
