@@ -72,7 +72,7 @@ class RetrievalModel(Protocol):
         Args:
             images: the n images.
             texts: the n texts.
-            image_ids: of the n images; all pairs of one image are positives of each other.
+            image_ids: the ids of the n images; all pairs of one image are positives of each other.
             generator: draws the negatives of the matching loss.
         """
         ...

@@ -129,8 +129,8 @@ def _target(answer: str) -> str:
 def loss(model: VqaModel, examples: Examples, _generator: Generator) -> Float[Tensor, ""]:
     """Language-modeling loss of each example's distinct answers, weighted by the share of people who gave them.
 
-    An example with a `weight`, as questions of Visual Genome have, counts by that much. Answers are normalised, so that
-    those learned are those of `answer_list`; the code of MULTIFLOW trains on them as written.
+    The loss of an example is multiplied by its `weight` where it has one, 0.5 for Visual Genome. Answers are
+    normalised, so that those learned are those of `answer_list`; the code of MULTIFLOW trains on them as written.
     """
     counts = [Counter(map(_target, example["answers"])) for example in examples]
     return model.vqa_loss(
@@ -223,7 +223,7 @@ def floors(train_examples: Examples, test_examples: Examples) -> dict[str, dict[
     """{"most frequent answer", "question only": accuracies of answering without a look at the image}.
 
     The most frequent answer is that of the training examples. By the question only, it is the most frequent answer to
-    the same question, for a new question to its first two words, and for new first words that of all examples.
+    the same question, for a new question to its first two words, and where those are new too, of all examples.
     """
     counts: dict[str, Counter[str]] = {}
     for example in train_examples:

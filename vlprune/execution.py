@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 
 def never() -> bool:
-    """False: whether somebody asked work to stop that nobody stops."""
+    """Always False: the `stopping` of work that nobody can ask to stop."""
     return False
 
 

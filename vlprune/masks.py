@@ -118,13 +118,13 @@ def apply_masks(model: Prunable, masks: Masks) -> None:
 
 
 def sparsity(masks: Mapping[str, Bool[Tensor, "*_"]]) -> float:
-    """Pruned fraction of all entries of the masks."""
+    """The fraction of all entries of the masks that are pruned, in [0, 1)."""
     kept = sum(int(mask.sum()) for mask in masks.values())
     return 1 - kept / sum(mask.numel() for mask in masks.values())
 
 
 def measure(model: Prunable) -> float:
-    """Fraction of exact zeros in the model's prunable weights."""
+    """The fraction of a model's prunable weights that are exactly zero, whatever made them so."""
     kept = sum(int(torch.count_nonzero(model.weight(layer.name))) for layer in model.graph)
     return 1 - kept / model.graph.n_edges
 

@@ -55,7 +55,7 @@ def chain(config: RunConfig, known: Fingerprints) -> Chain:
     """The stages of a run.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         known: the fingerprints of what the names in the config stand for.
 
     Raises:
@@ -73,7 +73,7 @@ def chain(config: RunConfig, known: Fingerprints) -> Chain:
 
 
 def unpruned(config: RunConfig) -> RunConfig:
-    """The dense run, of the first seed, that stands for all runs which can be compared with this one."""
+    """This run without pruning, at seed 0; two runs for which it is the same can be compared."""
     return replace(config, seed=0, calibration=CalibrationConfig(), pruning=PruningConfig())
 
 
@@ -108,7 +108,7 @@ def evaluate(
     """{metric: value} of the model as it is, without fine-tuning; known traps of the data are warnings.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         task: a key of eval.TASKS.
         data: name of the data, as `load_pairs` and `load_questions` take it.
         split: split to evaluate on.

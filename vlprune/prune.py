@@ -54,7 +54,7 @@ class Arguments:
         pattern: N:M, keep N of every M consecutive inputs.
         options: settings of a method as NAME=VALUE, such as lam=0.1 of chita; a method that has no such option goes
             without, one of them must have it. May be given several times.
-        seed: of the calibration and of the method's own choices.
+        seed: seeds the draw of the calibration data and the method's own random choices.
         memory_limit: GiB of gradient rows (chita, chita++) in memory; more go to disk.
         spill: directory for gradient rows on disk; OUT's parent where it is not given.
         skip_broken: calibrate on other pairs in the place of images that are missing or cannot be read.

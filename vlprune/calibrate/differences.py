@@ -27,7 +27,7 @@ class Differences:
     Args:
         model: with the weights, which are as before after each batch.
         layers: the layers to measure.
-        loss: of a batch.
+        loss: function of a batch, the scalar loss of the model as it is.
         seed: seeds the noise and the random choices of the losses.
     """
 

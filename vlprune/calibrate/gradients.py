@@ -26,7 +26,7 @@ class Loss:
     """The weighted sum of the pretraining losses of a batch.
 
     Args:
-        model: with the losses.
+        model: the model, which defines `pretraining_losses`.
         alignment: weight of the ITC loss; the others weigh 1.
 
     Raises:
@@ -85,7 +85,7 @@ class Gradients:
                     self.sums["grad"][name] = gradient.clone() if self.keeps_rows else gradient
 
     def means(self, name: str, n_batches: int) -> dict[str, Tensor]:
-        """{statistic: (out, in)}, the means of a layer; to be asked for once, as the sums become the means."""
+        """{statistic: (out, in)}, means over the batches; divides the sums in place, so call it once for each layer."""
         means = {kind: sums[name].div_(n_batches).contiguous() for kind, sums in self.sums.items()}
         for mean in means.values():
             _check_gradient(name, mean)

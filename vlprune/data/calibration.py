@@ -41,7 +41,7 @@ class CalibrationBatches:
         name: name of the data set, for warnings.
         n_batches: number of batches.
         batch_size: number of pairs in a batch.
-        seed: seed of the order, the caption and the region of each image.
+        seed: seeds the order of the images, and the choice of a caption and a region of each.
         first: number of the first batch in the endless sequence of the seed.
         regions: whether to draw one region of each image.
         broken: list in which images that cannot be read are noted, other pairs taking their places; None: they are
@@ -106,7 +106,7 @@ class StreamedBatches:
             hub.
         n_batches: number of batches.
         batch_size: number of pairs in a batch.
-        seed: seed of the order and of the caption of each image.
+        seed: seeds the order of the images, and the choice of a caption of each.
         first: number of the first batch in the endless sequence of the seed.
         broken: list in which images that cannot be read are noted, the next rows taking their places; None: they are
             errors.

@@ -54,7 +54,7 @@ class Thing:
 
     @property
     def place(self) -> str:
-        """Quadrant in words."""
+        """The quadrant of the picture that the thing is in, such as "top left"."""
         return f"{'top' if self.row < 2 else 'bottom'} {'left' if self.column < 2 else 'right'}"
 
     @property

@@ -23,7 +23,7 @@ class Checkpoint:
     """A file that holds the state of fine-tuning every few minutes, and when the process is asked to stop.
 
     Attributes:
-        path: of the file.
+        path: the file.
         seconds: time between two checkpoints.
         stopping: whether the process was asked to stop.
         verify: raises an error where the model or the data are not those that training began with; called before the

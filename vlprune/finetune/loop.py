@@ -49,8 +49,8 @@ def finetune(
         layer_of: parameter name -> name of the layer whose mask it has, so that copies of a pruned layer stay pruned.
         examples: the training examples; each epoch sees them once, in an order of its own.
         loss: (model, examples, generator) -> scalar, a mean over the examples.
-        config: of the optimizer, the steps and their batches.
-        seed: of the order of the examples and of the random choices of the loss.
+        config: the settings of the optimizer, of the steps and of their batches.
+        seed: seeds the order of the examples and the random choices of the loss.
         augment: what is done to an example before it is trained on.
         score: returns how good the model is, in eval mode; asked after each epoch, and the weights with the highest
             score are kept, of equally good ones the first. None keeps the last weights.

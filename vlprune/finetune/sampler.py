@@ -77,7 +77,7 @@ class PassSampler(Sampler[list[int]]):
         device_batch: most examples in a pass (None: all of the step).
         steps: number of optimizer steps in an epoch; where they need more than n examples, the first ones of the epoch
             fill up the last step.
-        generator: of the order of the examples, drawn anew in each epoch.
+        generator: draws the order of the examples, anew in each epoch.
         rank: number of this process.
         world: number of processes.
 
@@ -127,7 +127,7 @@ class Epochs(Iterator[list[Any]]):
     """The examples of one pass after another, without end, which can go on from where another such iterator was.
 
     Args:
-        loader: of one epoch.
+        loader: gives the passes of one epoch.
         sampler: its batch sampler.
     """
 
@@ -148,7 +148,7 @@ class Epochs(Iterator[list[Any]]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is."""
+        """The position in the sequence of passes, for `load_state_dict`."""
         return {"epoch": self.epoch, "taken": self.taken, "order": self.order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ def save_sparse(path: Path, model: nn.Module, masks: Mapping[str, Tensor], layer
     A tensor that several names share is there once.
 
     Args:
-        path: of the file.
+        path: the file.
         model: its pruned weights are zero.
         masks: {layer name: bool (out, in)}, True = kept.
         layer_of: parameter name -> name of the layer whose mask it has.

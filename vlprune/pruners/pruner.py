@@ -61,7 +61,7 @@ class Update(Protocol):
 
 @runtime_checkable
 class Measure(Protocol):
-    """Statistics that a search asks for as it goes."""
+    """What a search asks for as it goes: it prunes a little, measures the pruned model anew, and prunes further."""
 
     def __call__(self, current: Weights, step: int, layers: Sequence[str] | None = None) -> Stats:
         """Statistics of these layers (None: of all), in the model with the current weights, on the step's batches."""
@@ -190,7 +190,7 @@ class Pruner:
         )
 
     def limited(self, values: Mapping[str, Any], n_batches: int) -> dict[str, Any]:
-        """Plain values of the options for a search on no more than `n_batches` batches, otherwise those given."""
+        """The given options, with steps reduced so that a search draws no more than `n_batches` batches."""
         options = self._build(values)
         fewer = self.search.limited(options, n_batches) if self.search else {}
         return {**values, **{name: value for name, value in fewer.items() if value != getattr(options, name)}}

@@ -32,7 +32,7 @@ def masks_stage(config: RunConfig, known: Fingerprints) -> Stage[Masks]:
     """The stage that prunes; a method of one shot prunes to all sparsities that are wanted in one pass.
 
     Args:
-        config: of the run, with a method.
+        config: the settings of the run, with a method.
         known: the fingerprints.
 
     Raises:
@@ -127,11 +127,11 @@ def compute_masks(
         method: a key of PRUNERS.
         sparsity: pruned fraction, in [0, 1); exactly round(sparsity · N) of N weights are pruned.
         stats: statistics of `collect`, at least those that the method needs.
-        batches: for a method with a search instead: step number -> the fresh batches of that step.
+        batches: what a method with a search needs instead: number of a step -> the fresh batches of that step.
         options: settings of the method, such as {"lam": 0.1} of chita.
         pattern: "N:M", for methods that score single weights in one shot.
-        calibration: of a search, for the weight of the ITC loss in what it measures; `collect` has its own.
-        seed: of the method's own random choices.
+        calibration: settings of which a search takes the weight of the ITC loss; `collect` has its own.
+        seed: seeds the method's own random choices.
         new_rows: makes the store of gradient rows of each step of a search.
 
     Raises:

@@ -26,7 +26,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
     """The stage that predicts, in parts that are stored one by one.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         tuned: the stage that fine-tuned.
         known: the fingerprints.
 

@@ -22,7 +22,7 @@ def record_stage(
     """The stage that scores.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         predictions: the stage that predicted.
         known: the fingerprints.
         stages: {kind: key} of the run's other stages, which the record names.

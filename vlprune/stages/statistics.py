@@ -24,7 +24,7 @@ def statistics_stages(config: RunConfig, kinds: Collection[str], known: Fingerpr
     """A stage for each of these kinds of statistics, all of which are measured in one pass.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         kinds: keys of STATISTICS.
         known: the fingerprints.
     """
@@ -63,7 +63,7 @@ def calibration_reads(
     """What statistics depend on.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         kinds: keys of STATISTICS.
         known: the fingerprints.
         n_batches: number of batches that are drawn.

@@ -48,7 +48,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
     """The stage that fine-tunes.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         masks: the stage that pruned; None: the dense model.
         known: the fingerprints.
     """

@@ -20,7 +20,7 @@ class Note:
     """What is known of an artifact beside its content; stored as JSON next to it.
 
     Attributes:
-        sha256: of the file; empty for an artifact that was never written.
+        sha256: SHA-256 of the file; empty for an artifact that was never written.
         costs: {kind of stage: [seconds, peak memory in bytes]} of making it and all that it was made from.
         facts: what its maker measured, such as the sparsity after fine-tuning.
         made_of: what its key is the digest of.

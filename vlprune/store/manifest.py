@@ -24,8 +24,8 @@ class Place:
         variant: settings that tell the runs of one method apart, as in "alignment=4 lam=0.1"; mostly empty.
         sparsity: pruned fraction that was asked for, in [0, 1).
         task: name of the task.
-        seed: of the run.
-        key: of the run's record.
+        seed: seed of the run.
+        key: key of the run's record.
     """
 
     model: str
@@ -42,7 +42,7 @@ class Manifest:
     """A table of results: its name, its places in order, and the metric that it shows first of each task.
 
     Attributes:
-        name: of the table, which its files are called by.
+        name: name of the table, which its files are called by.
         headlines: {task: metric}.
         defaults: {method: {option: default}}, in words, which tables show beside variants that differ from them.
         cells: the places.

@@ -13,7 +13,7 @@ class Parts:
     """Numbered lists in a file to which a line is added for each; what a killed process left half-written is ignored.
 
     Args:
-        path: of the file; made when the first part is.
+        path: the file, which is made when the first part is.
     """
 
     def __init__(self, path: Path) -> None:

@@ -124,7 +124,7 @@ def sweep(
     """Runs and prints a table; the exit code is 0, or 1 where a run failed.
 
     Args:
-        options: of the command line.
+        options: the options of the command line.
         work: what a worker does with a job, importable by name.
         check: called with what will run, before it does; returns the images that are left out.
         console: where to print.

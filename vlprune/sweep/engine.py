@@ -67,7 +67,7 @@ def execute(
     are and to stop.
 
     Args:
-        jobs: of a plan.
+        jobs: what a plan has to be done, in its order.
         work: does a job.
         execution: how and where, with a store.
         n_workers: number of worker processes.

@@ -48,7 +48,7 @@ class Cell:
     """One run of a table.
 
     Attributes:
-        config: of the run.
+        config: the settings of the run.
         variant: the settings that tell it from other runs of its method, as in "alignment=4 lam=0.1".
         label: how the table calls its method, with the settings that tell its variants apart.
         where: the entry of the file that it comes from.
@@ -121,7 +121,7 @@ def load_table(
     model, task and seed is always there, once. A method may be there in several variants of its settings.
 
     Args:
-        path: of the file.
+        path: the TOML file.
         given: {dotted name: values} that win over the file, as `parse_set` returns them. Of the axes of PLACE, an entry
             keeps the values that it lists, and a value that no entry lists joins all of them. Any other setting is set
             everywhere; several values multiply.

@@ -15,7 +15,7 @@ def work(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
     """Makes the stages of a job.
 
     Args:
-        job: of a plan.
+        job: the stages that are wanted, as a plan has them.
         execution: how and where, with a store.
         stopping: whether the process was asked to stop.
 

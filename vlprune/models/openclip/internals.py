@@ -127,7 +127,7 @@ def run_block(block: Any, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor 
         block: a residual block of open_clip with an `attention.Attention`.
         x: (n, length, width).
         keys: (n, heads, t, width / heads).
-        values: of the same shape.
+        values: the values, of the same shape.
         mask: additive attention mask (length, t), or None.
     """
     x = x + block.ls_1(block.attn.attend(block.ln_1(x), keys, values, mask))
