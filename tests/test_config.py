@@ -5,11 +5,11 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
+from eval.options import NoOptions
 from vlprune.config import (
     CalibrationConfig,
     ConfigError,
     FinetuningConfig,
-    NoOptions,
     Options,
     PruningConfig,
     RunConfig,

@@ -14,8 +14,9 @@ from parts import Stored
 from pydantic import ValidationError
 
 from eval import TASKS, captioning, command, get_task, retrieval, vqa
-from eval.base import NoOptions, align
+from eval.base import align
 from eval.files import image_ids, read_references, read_rows
+from eval.options import NoOptions
 
 tasks = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 

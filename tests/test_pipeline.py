@@ -24,7 +24,7 @@ from vlprune.pipeline import chain, run
 from vlprune.stages import statistics, tuned
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.stage import Bench, obtain
-from vlprune.store.artifacts import intact, read_note
+from vlprune.store.artifacts import intact, read_note, write_note
 from vlprune.store.record import load_records
 
 
@@ -349,3 +349,22 @@ def test_options_of_a_family_change_the_model_and_the_key(config, execution):
     assert a.stages["tuned"] != b.stages["tuned"]
     with pytest.raises(ValueError, match="unknown key 'promt'; did you mean 'prompt'"):
         run(replace(own, model=ModelConfig(config.model.name, Options(promt="x"))), execution)
+
+
+def test_weights_that_were_stored_for_a_while_stay_where_a_later_run_asks_for_them(config, execution, finetuned):
+    run(config, replace(execution, keep_weights="all"))
+    stage = chain(config, Fingerprints()).tuned
+    path = stage.path(execution.store)
+    note = read_note(path)
+    write_note(path, replace(note, facts={**note.facts, "temporary": True}), note.sha256)  # as a killed sweep leaves it
+    other = replace(config, task=replace(config.task, options=Options(k_test=11)))
+    run(other, replace(execution, keep_weights="all"))
+    run(replace(config, task=replace(config.task, options=Options(k_test=12))), execution)
+    assert len(finetuned) == 1
+    assert intact(path)
+
+
+def test_metrics_that_cannot_be_computed_are_refused_before_training(config, finetuned):
+    with pytest.raises(ValueError, match="k_test must be at least 10"):
+        run(replace(config, task=replace(config.task, options=Options(k_test=5))))
+    assert finetuned == []

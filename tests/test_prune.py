@@ -191,3 +191,12 @@ def test_the_code_of_a_card_loads_the_model_without_this_project(source, tmp_pat
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[0]) > 0
     assert json.loads((out / "config.json").read_text())["model_type"] in ("blip", "xvlm")
+
+
+def test_numbers_that_no_memory_or_directory_can_have_are_one_line(source, tmp_path):
+    for limit in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(ConfigError, match="--memory-limit must be a number of GiB"):
+            prune(options(source, tmp_path / "out", memory_limit=limit), QUIET)
+    with pytest.raises(ConfigError, match="--sparsity must differ"):
+        prune(options(source, tmp_path / "out", sparsity="0.5,0.5000000001"), QUIET)
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,8 @@ from conftest import SMALL, noise_image, small_model
 from golden_models import CHECKPOINTS
 
 import vlprune
-from vlprune.config import ConfigError, NoOptions
+from eval.options import NoOptions
+from vlprune.config import ConfigError
 from vlprune.masks import Masks
 from vlprune.models import (
     FAMILIES,

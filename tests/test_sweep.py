@@ -8,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from vlprune.config import ConfigError
+from vlprune.pipeline import chain
 from vlprune.report import Options as ReportOptions
 from vlprune.report import report
+from vlprune.stages.fingerprints import Fingerprints
 from vlprune.store.record import load_records
 from vlprune.sweep.__main__ import Options, main, sweep
 
@@ -312,7 +314,6 @@ def test_the_best_seed_of_each_row_keeps_its_weights(tmp_path, table):
     few = {"tasks": "vqa", "models": "tiny-blip", "methods": "omp", "sparsities": "0.9", "seeds": "0,1,2"}
     options = Options(table=table, results=tmp_path, jobs=1, **few, keep_weights="best")
     go(options)
-    from vlprune.stages.fingerprints import Fingerprints
     from vlprune.sweep.plan import plan
     from vlprune.sweep.table import load_table
 
@@ -329,6 +330,30 @@ def test_the_best_seed_of_each_row_keeps_its_weights(tmp_path, table):
     )
     assert [cell.config.pruning.method for cell in kept] == ["dense", "omp"]
     assert best in kept
+
+
+def test_weights_that_several_rows_share_stay_if_one_of_the_rows_is_the_best(tmp_path, table):
+    table.write_text(TABLE + "task.options.k_test = [10, 11, 12]\n")
+    few = {"tasks": "retrieval", "models": "tiny-blip", "methods": "omp", "sparsities": "0.9", "seeds": "0,1,2"}
+    options = Options(table=table, results=tmp_path, jobs=1, **few, keep_weights="best")
+    go(options)
+    shared = {}  # {file of fine-tuned weights: records made with them}
+    for record in load_records(tmp_path):
+        path = chain(record.config, Fingerprints()).tuned.path(tmp_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        shared.setdefault(path, []).append(record)
+    assert sorted(map(len, shared.values())) == [3] * 6
+    go(options)
+    best = {}
+    for path, records in shared.items():
+        for record in records:
+            row = (
+                record.config.pruning.method,
+                record.config.task.options["k_test"] if record.config.task.options else 16,
+            )
+            best.setdefault(row, []).append((record.metrics["r_mean"], -record.config.seed, path))
+    assert {path for path in shared if path.exists()} == {max(runs)[2] for runs in best.values()}
 
 
 def test_a_report_reads_the_results_directory_alone(tmp_path, table):
