@@ -170,11 +170,11 @@ def sweep(
         console.print(f"left out {len(left_out)} images that cannot be read:", highlight=False)
         for image in left_out:
             console.print(f"  {image}", highlight=False, markup=False, soft_wrap=True)
-    keys = {cell: key for key, cell, _ in planned.places()}
-    for cell, message in errors.items():
-        where = run_directory(options.results, keys[cell]) / ERROR
-        text = f"failed: {cell}: {message} ({where})"
-        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    for key, cell, _ in planned.places():
+        if cell in errors:
+            where = run_directory(options.results, key) / ERROR
+            text = f"failed: {cell}: {errors[cell]} ({where})"
+            console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
     return 1 if errors else 0
 
 
