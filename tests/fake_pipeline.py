@@ -34,6 +34,14 @@ METRICS = {
 VALUES = {"retrieval": 70.0, "captioning": 400.0, "vqa": 82.0}
 FLOORS = {"retrieval": "chance", "captioning": "constant caption", "vqa": "most frequent answer"}
 STRENGTH = {"random": 0.3, "omp": 0.9, "lamp": 0.85, "snip": 0.88, "chita++": 0.92, "multiflow": 0.95}
+ORIGIN = {
+    "started": "2026-11-27T21:30:05+00:00",
+    "finished": "2026-11-27T21:30:06+00:00",
+    "host": "vm",
+    "device": "a processor",
+    "commit": "",
+    "versions": {"torch": "2"},
+}
 
 Stopping = Callable[[], bool]
 
@@ -57,7 +65,7 @@ def record(job: Job) -> Record:
         seconds={"tuned": 1.0, "predictions": 0.5},
         peak_memory=2**30,
         left_out={},
-        versions={"torch": "2"},
+        origins={"record": dict(ORIGIN)},
         stages={"masks": masks_key(config), "tuned": key, "predictions": key, "settings": digest(dense)},
     )
 

@@ -65,6 +65,18 @@ def test_an_artifact_with_a_damaged_note_is_made_again(tmp_path, damage):
     assert get(tmp_path, stage()) == "content"
 
 
+def test_an_artifact_that_another_process_deletes_before_it_is_read_is_made_again(tmp_path):
+    def load(path, bench):
+        if not loads:
+            path.unlink()
+        loads.append(path)
+        return path.read_text()
+
+    loads = []
+    assert get(tmp_path, stage(load=load)) == "content"
+    assert len(loads) == 2
+
+
 def test_a_failed_make_or_save_leaves_nothing(tmp_path):
     with pytest.raises(AssertionError, match="made again"):
         get(tmp_path, stage(never))

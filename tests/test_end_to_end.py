@@ -126,7 +126,7 @@ def test_a_sweep_that_is_stopped_in_fine_tuning_goes_on_from_its_checkpoint(tabl
     seconds = "0" if how == signal.SIGKILL else "1000"
     stopped = sweep(table, dataset, results, "--checkpoint-seconds", seconds)
     end = time.monotonic() + 200
-    begun = "cache/tuned/*.checkpoint" if how == signal.SIGKILL else "cache/tuned/*.lock"
+    begun = "cache/tuned/*.checkpoint" if how == signal.SIGKILL else "cache/tuned/*.lease"
     while not list(results.glob(begun)):
         assert time.monotonic() < end
         assert stopped.poll() is None
@@ -155,7 +155,7 @@ def test_a_run_whose_data_change_under_it_fails_and_stores_nothing(table, datase
     results = tmp_path / "results"
     process = sweep(table, dataset, results)
     end = time.monotonic() + 200
-    while not list(results.glob("cache/tuned/*.lock")):  # none of the two has finished when the first one starts
+    while not list(results.glob("cache/tuned/*.lease")):  # none of the two has finished when the first one starts
         assert time.monotonic() < end
         assert process.poll() is None
         time.sleep(0.02)
@@ -166,6 +166,23 @@ def test_a_run_whose_data_change_under_it_fails_and_stores_nothing(table, datase
     assert "have changed since it was planned" in text
     assert numbers(results) == {}
     assert not list(results.glob("cache/tuned/*.safetensors"))
+
+
+def test_two_sweeps_at_once_do_the_work_of_one(table, dataset, tmp_path):
+    whole = sweep(table, dataset, tmp_path / "whole")
+    pair = [sweep(table, dataset, tmp_path / "shared") for _ in range(2)]
+    for process in (whole, *pair):
+        text, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, text
+        assert "9 runs finished, 0 failed" in text
+    assert numbers(tmp_path / "shared") == numbers(tmp_path / "whole")
+    logs = [path.read_text() for path in (tmp_path / "shared").rglob("*log.txt")]
+    assert sum(log.count("fine-tuning begins") for log in logs) == 9
+    left = [path.name for path in (tmp_path / "shared").rglob("*")]
+    assert not [name for name in left if name.endswith((".lease", ".tmp", ".parts", ".checkpoint"))]
+    losses = next((tmp_path / "shared").glob("runs/*/losses.csv")).read_text().splitlines()
+    assert losses[0] == "step,loss,lr"
+    assert len(losses) == 1 + 3
 
 
 def test_another_number_of_candidates_is_evaluated_without_another_training(table, dataset, tmp_path):

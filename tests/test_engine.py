@@ -11,8 +11,9 @@ import pytest
 
 from vlprune.execution import Execution
 from vlprune.stages.fingerprints import Fingerprints
+from vlprune.store.lease import claimed
 from vlprune.store.record import load_records, read_record, run_directory
-from vlprune.sweep.engine import cuda_devices, execute
+from vlprune.sweep.engine import ELSEWHERE, cuda_devices, execute
 from vlprune.sweep.plan import plan, schedule
 from vlprune.sweep.table import load_table
 
@@ -148,6 +149,35 @@ def test_a_killed_worker_costs_its_cell_one_of_two_attempts(tmp_path):
     assert message == "the worker was killed by SIGKILL (out of memory?), 2 times; its output is in log.txt"
     lamp = next(job for job in jobs if method_of(job) == "lamp")
     assert (run_directory(tmp_path, lamp.name) / "error.txt").read_text().startswith(message)
+
+
+def test_what_another_sweep_works_on_is_done_last_and_taken_from_it(tmp_path):
+    jobs = small(tmp_path, "omp", "lamp")
+    omp = next(job for job in jobs if method_of(job) == "omp")
+    events = []
+    with claimed([tmp_path / omp.files[0]]):
+        for event in run(jobs, fake_pipeline.work_noted, tmp_path, 1):
+            events.append((event.kind, method_of(event.job), event.message))
+            if event.kind == "finished" and method_of(event.job) == "lamp":
+                fake_pipeline.work(omp, Execution(store=tmp_path), lambda: False)  # the other one's
+    assert [kind for kind, method, _ in events if method == "omp"] == ["waiting", "finished"]
+    assert events[-1] == ("finished", "omp", ELSEWHERE)
+    assert f"process {os.getpid()} on " in next(message for kind, _, message in events if kind == "waiting")
+    assert not any("omp" in path.name for path in (tmp_path / "notes").iterdir())
+
+
+def test_what_another_sweep_gave_up_is_done_here(tmp_path):
+    jobs = small(tmp_path, "omp")
+    omp = next(job for job in jobs if method_of(job) == "omp")
+    kinds_of_omp = []
+    claim = claimed([tmp_path / omp.files[0]])
+    claim.__enter__()
+    for event in run(jobs, fake_pipeline.work, tmp_path, 1):
+        if method_of(event.job) == "omp":
+            kinds_of_omp.append(event.kind)
+            if event.kind == "waiting":
+                claim.__exit__(None, None, None)
+    assert kinds_of_omp == ["waiting", "started", "finished"]
 
 
 def test_each_worker_sees_one_device(tmp_path, monkeypatch):

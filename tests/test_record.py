@@ -2,14 +2,14 @@ import errno
 import json
 import logging
 import os
-import platform
 
 import pytest
 
 from vlprune.config import PruningConfig, RunConfig
 from vlprune.store.artifacts import Note, written
-from vlprune.store.atomic import write_text
+from vlprune.store.atomic import atomic, write_text
 from vlprune.store.manifest import Manifest, Place, read_manifest, write_manifest
+from vlprune.store.place import place
 from vlprune.store.record import RECORD, Record, load_records, read_record, record_text, run_directory
 
 
@@ -24,7 +24,7 @@ def record(key="abc", **changes):
         "seconds": {"tuned": 1.5},
         "peak_memory": 123,
         "left_out": {},
-        "versions": {"torch": "2"},
+        "origins": {"record": {"host": "vm", "versions": {"torch": "2"}}},
         "stages": {"masks": "m", "tuned": "t", "predictions": "p", "settings": "s"},
     }
     return Record(**(values | changes))
@@ -93,13 +93,27 @@ def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     directory = tmp_path / "abc"
     directory.mkdir(parents=True)
-    host, kept = platform.node(), f".x.json.other-{platform.node()}.999999999.tmp"
-    end = f"{host}.999999999.tmp"
-    for name in (f".x.json.{end}", f"..x.json.{end}.{end}", kept, f".x.json.{host}.{os.getppid()}.tmp"):
+    here, there = place(), "0" * 12
+    assert here
+    dead, random = "999999999", "0123abcd"
+    removed = [f".x.json.{here}.{dead}.{random}.tmp", f"..x.json.{here}.{dead}.{random}.tmp.{here}.1.{random}.tmp"]
+    removed[1] = removed[1].replace(f"{here}.1.", f"{here}.{dead}.")
+    old = f".y.json.{there}.1.{random}.tmp"  # of another place, where nobody can be asked whether he lives
+    kept = [f".x.json.{there}.{dead}.{random}.tmp", f".x.json.{here}.{os.getppid()}.{random}.tmp", ".x.json.tmp"]
+    for name in (*removed, old, *kept):
         (directory / name).write_text("{")
+    os.utime(directory / old, (1e9, 1e9))
     write_text(directory / "x.json", "{}")
-    left = [f".x.json.{host}.{os.getppid()}.tmp", kept, "x.json"]
-    assert sorted(path.name for path in directory.iterdir()) == sorted(left)
+    assert sorted(path.name for path in directory.iterdir()) == sorted([*kept, "x.json"])
+
+
+def test_two_writers_of_one_file_leave_one_of_the_two(tmp_path):
+    with atomic(tmp_path / "x") as one, atomic(tmp_path / "x") as two:
+        assert one != two
+        one.write_text("one")
+        two.write_text("two")
+    assert (tmp_path / "x").read_text() == "one"  # the last to end
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_metric_that_is_no_number_is_refused():

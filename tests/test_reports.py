@@ -59,7 +59,7 @@ def record(model, method, sparsity, task, seed=0, value=None, code=1, data="scen
         seconds={"tuned": 1.0, "predictions": 0.5},
         peak_memory=2**30,
         left_out={},
-        versions={},
+        origins={},
         stages={"masks": "none", "settings": digest(model, config.finetuning, config.task, code)},
     )
 

@@ -21,6 +21,7 @@ from vlprune.config import (
 )
 from vlprune.data.fingerprint import data_fingerprint
 from vlprune.models import save_model
+from vlprune.models.fingerprint import Fingerprint
 from vlprune.pipeline import chain
 from vlprune.pruners import PRUNERS
 from vlprune.stages import fingerprints as module
@@ -204,7 +205,8 @@ def test_the_settings_that_a_method_reads():
 
 def test_each_file_is_looked_at_once(config, monkeypatch):
     read = []
-    monkeypatch.setattr(module, "model_fingerprint", lambda name: read.append(name) or "digest")
+    found = Fingerprint("digest", "listing")
+    monkeypatch.setattr(module, "take_model_fingerprint", lambda name: read.append(name) or found)
     known = Fingerprints()
     for seed in range(3):
         chain(replace(config, seed=seed), known)

@@ -145,7 +145,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     def fingerprint(name):
         raise OSError(13, "Permission denied", "weights.bin")
 
-    monkeypatch.setattr("vlprune.stages.fingerprints.model_fingerprint", fingerprint)
+    monkeypatch.setattr("vlprune.stages.fingerprints.take_model_fingerprint", fingerprint)
     with pytest.raises(ConfigError, match=r"grid\]\] 1: .* cannot be read: .*Permission denied: 'weights.bin'"):
         planned(load(tmp_path, "[[grid]]\n" + GRID))
 

@@ -27,6 +27,7 @@ __all__ = [
     "load_answers",
     "load_pairs",
     "load_questions",
+    "take_data_fingerprint",
 ]
 
 
@@ -78,6 +79,11 @@ def load_answers(name: str) -> list[str] | None:
     """The answers of `answer_list.json`, which VQA lists come with; None where there is none."""
     source = find_source(name)
     return lists.read_answers(source) if isinstance(source, Directory) else None
+
+
+def take_data_fingerprint(name: str) -> Fingerprint:
+    """What is known of the present contents of the data of a name; errors as of `data_fingerprint`."""
+    return take_fingerprint(find_source(name))
 
 
 def annotation_files(name: str, kind: layouts.Kind) -> list[str]:

@@ -93,8 +93,16 @@ def cache_home() -> Path:
 
 def _directory(name: str, root: Path) -> Directory:
     jsons = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json"))]
-    tables = [path for depth in ("*", "*/*") for suffix in TABLES for path in sorted(root.glob(depth + suffix))]
+    # Listed by hand: a pattern for each suffix would go through a folder of images five times.
+    names = [(folder, name) for folder in (root, *_folders(root)) for name in os.listdir(folder)]
+    found = [folder / name for folder, name in names if os.path.splitext(name)[1] in TABLES]
+    tables = sorted(found, key=lambda path: (path.parent != root, TABLES.index(path.suffix), path))
     return Directory(name, root, tuple(path for path in (*jsons, *tables) if path.is_file()), whole=True)
+
+
+def _folders(root: Path) -> list[Path]:
+    with os.scandir(root) as entries:
+        return [root / entry.name for entry in entries if entry.is_dir()]
 
 
 def _scenes_root() -> Path:

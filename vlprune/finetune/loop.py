@@ -40,6 +40,7 @@ def finetune(
     score: Callable[[], float] | None = None,
     workers: int = 0,
     checkpoint: Checkpoint | None = None,
+    tell: Callable[[int, int, float], None] = lambda *_: None,
 ) -> list[float]:
     """The loss of every step; trains the model in place.
 
@@ -56,6 +57,7 @@ def finetune(
             score are kept, of equally good ones the first. None keeps the last weights.
         workers: loader processes that read and augment examples; any number gives the same training.
         checkpoint: where the state of training is stored now and then; training goes on from one that is there.
+        tell: called after every step with its number, counted from 1, the number of all steps and its loss.
 
     Raises:
         RuntimeError: a loss that is not finite.
@@ -131,6 +133,7 @@ def finetune(
                 accelerator.clip_grad_norm_(prepared.parameters(), config.clip)
             prepared_optimizer.step()
             schedule.step()
+            tell(step + 1, steps, history[-1])
             if score is not None and (step + 1) % epoch == 0:
                 model.eval()
                 found = score()
@@ -143,6 +146,23 @@ def finetune(
         model.load_state_dict(kept)
     model.eval()
     return history
+
+
+def learning_rates(config: FinetuningConfig, steps: int) -> list[float]:
+    """The learning rate of every optimizer step.
+
+    Args:
+        config: the settings of the schedule.
+        steps: number of steps.
+    """
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=config.lr)
+    schedule = get_scheduler(config.schedule, optimizer, math.ceil(config.warmup * steps), steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
 
 
 class _Loss(nn.Module):

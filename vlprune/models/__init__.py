@@ -12,6 +12,7 @@ from vlprune.models.registry import (
     model_card,
     model_fingerprint,
     save_model,
+    take_model_fingerprint,
 )
 
 # Raised when a change of the code that the families share changes outputs, losses or what is read of a file, so that
@@ -31,4 +32,5 @@ __all__ = [
     "model_card",
     "model_fingerprint",
     "save_model",
+    "take_model_fingerprint",
 ]

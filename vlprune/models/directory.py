@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BlipImageProcessor, CLIPImageProcessor, PreTrainedTokenizerFast
 
 from vlprune.models.base import Config
-from vlprune.models.fingerprint import fingerprint
+from vlprune.models.fingerprint import Fingerprint, fingerprint
 from vlprune.models.fusion import FusionAdapter
 from vlprune.models.images import ImageInput
 from vlprune.models.official import IGNORED
@@ -170,8 +170,8 @@ def image_processor(image: ImageInput) -> Any:
 # ---- fingerprints ----
 
 
-def files_fingerprint(source: str) -> str:
-    """Short hash of all files that a model of this format depends on, those beside a checkpoint file too."""
+def files_fingerprint(source: str) -> Fingerprint:
+    """Of all files that a model of this format depends on, those beside a checkpoint file too."""
     path = Path(source)
     directory = path if path.is_dir() else path.parent
     if path.is_dir():

@@ -11,6 +11,7 @@ import torch
 
 from vlprune.models.base import ModelAdapter
 from vlprune.models.card import CardLines
+from vlprune.models.fingerprint import Fingerprint
 from vlprune.models.official import OfficialNames
 
 
@@ -31,7 +32,7 @@ class Family:
         load: (adapter, source) -> the model, in float32, in evaluation mode, on the CPU.
         save: (model, directory, number format of the weights) -> None; writes files that `load` and the library of the
             family read.
-        fingerprint: source -> short hash of the contents of all files that the model depends on.
+        fingerprint: source -> what is known of the present contents of all files that the model depends on.
         card: model -> what the family says on the model's card.
         official: what the official checkpoints of the family call its modules; None: there are none.
         class_of: (adapter, source) -> the class of the model, found without building it.
@@ -40,7 +41,7 @@ class Family:
     adapter: type[ModelAdapter]
     load: Callable[[type[Any], str], ModelAdapter]
     save: Callable[[Any, Path, torch.dtype], None]
-    fingerprint: Callable[[str], str]
+    fingerprint: Callable[[str], Fingerprint]
     card: Callable[[Any], CardLines]
     official: OfficialNames | None = None
     class_of: Callable[[type[Any], str], type[ModelAdapter]] = one_class

@@ -6,30 +6,45 @@ import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 
-def fingerprint(files: Mapping[str, Path], *texts: str) -> str:
-    """16 hexadecimal digits of the SHA-256 of files and texts.
+class Fingerprint(NamedTuple):
+    """What is known of the present files of a model.
+
+    Attributes:
+        contents: short hash of their contents.
+        listing: sizes, times and inodes of the files, which change with every change of a file, and with copies, too.
+    """
+
+    contents: str
+    listing: str
+
+
+def fingerprint(files: Mapping[str, Path], *texts: str) -> Fingerprint:
+    """The fingerprint of files and texts; its contents are 16 hexadecimal digits of their SHA-256.
 
     Args:
         files: {role of the file, such as "config.json" or "weights": its path}; the path does not count.
         texts: further contents, such as settings as JSON.
     """
-    sha = hashlib.sha256()
+    sha, listing = hashlib.sha256(), []
     for role, path in sorted(files.items()):
-        sha.update(f"{role}\n{_hash_of(path)}\n".encode())
+        identity = _identity(path)
+        listing.append(identity)
+        # Computed once in a process while the file stays as it is.
+        sha.update(f"{role}\n{_hash(path, identity)}\n".encode())
     for text in texts:
         sha.update(text.encode())
-    return sha.hexdigest()[:16]
+    return Fingerprint(sha.hexdigest()[:16], repr(listing))
 
 
-def _hash_of(path: Path) -> str:
-    """SHA-256 of a file, computed once in a process while the file stays as it is."""
+def _identity(path: Path) -> tuple[int, ...]:
     found = path.stat()
-    return _hash(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @lru_cache(maxsize=1024)
-def _hash(path: Path, *_identity: int) -> str:
+def _hash(path: Path, _identity: tuple[int, ...]) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

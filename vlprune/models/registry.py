@@ -19,6 +19,7 @@ from vlprune.models.base import Config, ModelAdapter
 from vlprune.models.card import card
 from vlprune.models.directory import CONFIG, family_in, read_config
 from vlprune.models.family import Family
+from vlprune.models.fingerprint import Fingerprint
 from vlprune.models.fusion import FusionAdapter
 from vlprune.models.official import SUFFIXES, first_words
 
@@ -203,5 +204,10 @@ def model_fingerprint(name: str) -> str:
         ValueError: the name stands for no model, or files are damaged.
         OSError: files are missing.
     """
+    return take_model_fingerprint(name).contents
+
+
+def take_model_fingerprint(name: str) -> Fingerprint:
+    """What is known of the files of the model of a name; errors as of `model_fingerprint`."""
     family, source = _resolve(name)
     return family.fingerprint(source)

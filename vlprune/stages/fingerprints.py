@@ -8,8 +8,8 @@ from typing import Any
 from eval.base import Task
 from vlprune import models
 from vlprune.config import ModelConfig, RunConfig, TaskConfig, build, changed
-from vlprune.data import READERS_VERSION, data_fingerprint, left_out, left_out_of_calibration, load_answers
-from vlprune.models import family_of, model_fingerprint
+from vlprune.data import READERS_VERSION, left_out, left_out_of_calibration, load_answers, take_data_fingerprint
+from vlprune.models import family_of, take_model_fingerprint
 from vlprune.models.registry import get_family
 from vlprune.pruners import PRUNERS
 from vlprune.selection import VERSION as SELECTION_VERSION
@@ -25,8 +25,20 @@ class Fingerprints:
 
     def __init__(self, *, skip_broken: bool = False) -> None:
         self.skip_broken = skip_broken
-        self._model, self._data = cache(model_fingerprint), cache(data_fingerprint)
+        # What the files of a name look like, with which a change shows even if their contents are as before again.
+        self.listings: dict[str, str] = {}
+        self._model, self._data = cache(self._look_at_model), cache(self._look_at_data)
         self._family, self._left_out = cache(family_of), cache(left_out)
+
+    def _look_at_model(self, name: str) -> str:
+        found = take_model_fingerprint(name)
+        self.listings[f"model {name}"] = found.listing
+        return found.contents
+
+    def _look_at_data(self, name: str) -> str:
+        found = take_data_fingerprint(name)
+        self.listings[f"data {name}"] = found.listing
+        return found.contents
 
     def model(self, config: ModelConfig) -> dict[str, Any]:
         """Of a pretrained model: its files, its family's code, the options that were given."""

@@ -16,6 +16,7 @@ from vlprune.stages.examples import examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.stages.tuned import Tuned
+from vlprune.store.lease import say
 from vlprune.store.parts import Parts
 
 PARTS = ".parts"
@@ -52,6 +53,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
                 return values
 
             known = number in parts
+            say(f"evaluation, part {number + 1}")
             values = parts.keep(number, verified)
             if not known and bench.stopping():  # after a new part, so that every attempt gets on
                 raise Interrupted("evaluation stopped; it goes on from the parts that are stored")

@@ -13,7 +13,10 @@ from vlprune.stages.examples import columns, examples
 from vlprune.stages.fingerprints import Fingerprints, score_code
 from vlprune.stages.predictions import Predictions
 from vlprune.stages.stage import Bench, Made, Stage
-from vlprune.store.record import RECORD, Record, read_record, record_text, run_directory, versions
+from vlprune.stages.tuned import losses_path
+from vlprune.store.atomic import write_text
+from vlprune.store.origin import now, origin
+from vlprune.store.record import RECORD, Record, read_record, record_text, run_directory
 
 
 def record_stage(
@@ -31,7 +34,7 @@ def record_stage(
 
     def make(stages_: Sequence[Stage[Record]], inputs: Sequence[Predictions], bench: Bench) -> list[Made[Record]]:
         [stage], [said] = stages_, inputs
-        began, skip = time.perf_counter(), bench.execution.skip_broken
+        began, started, skip = time.perf_counter(), now(), bench.execution.skip_broken
         train, test = (
             columns(examples(config.task, split, skip_broken=skip)) for split in (config.task.train, config.task.test)
         )
@@ -54,9 +57,11 @@ def record_stage(
                 for split in (config.task.train, config.task.test)
                 if (missing := known.left_out(config.task, task.examples, split))
             },
-            versions=versions(),
+            origins={**note.origins, "record": origin(started, bench.device_name)},
             stages=dict(stages),
         )
+        if (store := bench.execution.store) is not None:
+            _copy_losses(losses_path(predictions.inputs[0].path(store)), run_directory(store, stage.key))
         return [Made(record)]
 
     reads: dict[str, Any] = {
@@ -72,6 +77,12 @@ def record_stage(
         save=_save,
         load=_load,
     )
+
+
+def _copy_losses(losses: Path, directory: Path) -> None:
+    """The losses of fine-tuning in the directory of a run; none where it has no steps."""
+    if losses.is_file():
+        write_text(directory / "losses.csv", losses.read_text(encoding="utf-8"))
 
 
 def _save(made: Made[Record], path: Path) -> None:

@@ -15,8 +15,10 @@ from vlprune.config import ModelConfig
 from vlprune.cost import measured
 from vlprune.execution import Execution, never
 from vlprune.models import ModelAdapter, load_model
-from vlprune.store.artifacts import Note, intact, locked, read_note, write_note, written
+from vlprune.store.artifacts import Note, intact, read_note, write_note, written
 from vlprune.store.keys import digest
+from vlprune.store.lease import claimed, say
+from vlprune.store.origin import now, origin
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,11 @@ class Bench:
         """The device that models run on."""
         return torch.device(self.execution.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+    @property
+    def device_name(self) -> str:
+        """The name of the CUDA device that models run on; "" for the processor."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+
     def pretrained(self, config: ModelConfig) -> ModelAdapter:
         """The pretrained model, in evaluation mode, loaded once; whoever changes it changes it back."""
         if config not in self.models:
@@ -161,15 +168,22 @@ def obtain(stages: Sequence[Stage[T]], bench: Bench) -> list[T]:
             bench.memory |= _make(own, bench)
         return [bench.memory[stage.key] for stage in stages]
     for own in _passes(stage for stage in stages if not intact(stage.path(store))):
-        # Inputs first, so that nobody holds a lock while he waits for another.
-        inputs = obtain(own[0].inputs, bench) if own[0].inputs else []
-        with locked(stage.path(store) for stage in own):
+        # Whoever holds a lease waits only for those of earlier kinds of stages, so that nobody waits for himself.
+        with claimed((stage.path(store) for stage in own), bench.stopping):
             missing = [stage for stage in own if not intact(stage.path(store))]
             for stage in missing:
                 if stage.path(store).exists():
                     logger.warning("%s is damaged and is made again", stage.path(store))
-            fresh |= _make(missing, bench, inputs)
-    return [fresh[stage.key] if stage.key in fresh else stage.load(stage.path(store), bench) for stage in stages]
+            fresh |= _make(missing, bench)
+    return [fresh[stage.key] if stage.key in fresh else _loaded(stage, store, bench) for stage in stages]
+
+
+def _loaded(stage: Stage[T], store: Path, bench: Bench) -> T:
+    try:
+        return stage.load(stage.path(store), bench)
+    except FileNotFoundError:  # another sweep needed it no longer, and deleted it just now
+        [value] = obtain([stage], bench)
+        return value
 
 
 def _passes(stages: Iterable[Stage[T]]) -> list[list[Stage[T]]]:
@@ -180,21 +194,25 @@ def _passes(stages: Iterable[Stage[T]]) -> list[list[Stage[T]]]:
     return [list(own.values()) for own in found.values()]
 
 
-def _make(stages: Sequence[Stage[T]], bench: Bench, inputs: Sequence[Any] | None = None) -> dict[str, T]:
+def _make(stages: Sequence[Stage[T]], bench: Bench) -> dict[str, T]:
     """Makes the stages of one pass and stores them; the artifacts that need not be read back, by key."""
     if not stages:
         return {}
     first, store = stages[0], bench.execution.store
-    if inputs is None:
-        inputs = obtain(first.inputs, bench) if first.inputs else []
+    inputs = obtain(first.inputs, bench) if first.inputs else []
+    started = now()
+    say(first.kind)
     with measured() as cost:
         artifacts = first.make(stages, inputs, bench)
-    costs = _costs([bench.note(stage) for stage in first.inputs])
+    before = [bench.note(stage) for stage in first.inputs]
+    origins = {kind: own for note in before for kind, own in note.origins.items()}
+    origins[first.kind] = origin(started, bench.device_name)
+    costs = _costs(before)
     costs[first.kind] = [round(cost.seconds / len(stages), 3), cost.peak_memory]
     bench.verify()
     fresh = {}
     for stage, made in zip(stages, artifacts, strict=True):
-        note = Note(costs=costs, facts=dict(made.facts), made_of=stage.made_of)
+        note = Note(costs=costs, facts=dict(made.facts), made_of=stage.made_of, origins=origins)
         if store is None:
             bench.notes[stage.key] = note
         elif stage.stored(bench.execution):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,13 +15,13 @@ from datasets import Dataset
 
 from eval import get_task
 from eval.base import Task
-from vlprune.config import RunConfig, build, changed
+from vlprune.config import FinetuningConfig, RunConfig, build, changed
 from vlprune.execution import Execution
 from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
 from vlprune.finetune.augment import PaperAugmentation
 from vlprune.finetune.checkpoint import Checkpoint
 from vlprune.finetune.loop import VERSION as FINETUNE_VERSION
-from vlprune.finetune.loop import finetune
+from vlprune.finetune.loop import finetune, learning_rates
 from vlprune.finetune.sampler import Augment, CaptionExamples, Example, not_augmented
 from vlprune.finetune.sparse import masked_parameters
 from vlprune.finetune.weights import load_sparse, save_sparse
@@ -32,8 +33,13 @@ from vlprune.stages.examples import columns, examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.store.artifacts import note_path, read_note, write_note
+from vlprune.store.atomic import write_text
+from vlprune.store.lease import say
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = ".checkpoint"
+LOSSES = ".losses.csv"
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,10 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         store = bench.execution.store
         path = None if store is None else stages[0].path(store).with_suffix(CHECKPOINT)
         checkpoint = path and Checkpoint(path, bench.execution.checkpoint_seconds, bench.stopping, bench.verify)
-        _finetune(model, own, config, bench, checkpoint)
+        losses = _finetune(model, own, config, bench, checkpoint)
         _check_sparse(model, own)
+        if store is not None:
+            _store_losses(losses_path(stages[0].path(store)), losses, config.finetuning)
         facts = {
             "temporary": bench.execution.keep_weights is None,
             "sparsity": zeros_of(model),
@@ -113,6 +121,17 @@ def settle(tuned: Stage[Tuned], execution: Execution) -> None:
         write_note(path, replace(note, facts={**note.facts, "temporary": False}), note.sha256)
 
 
+def losses_path(path: Path) -> Path:
+    """Where the losses of the steps of fine-tuning are, beside its weights, which need not be kept."""
+    return path.with_suffix(LOSSES)
+
+
+def _store_losses(path: Path, losses: Sequence[float], config: FinetuningConfig) -> None:
+    rates = learning_rates(config, len(losses))
+    rows = [f"{step},{loss:.6g},{rate:.6g}\n" for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1)]
+    write_text(path, "step,loss,lr\n" + "".join(rows))
+
+
 def _prepare_for(model: ModelAdapter, config: RunConfig) -> None:
     """Gives the model the image size and the head of its task, in place; fresh weights are the same every time."""
     _ = model.graph  # that of the pretrained model: a task head may take layers apart that it shares
@@ -132,16 +151,23 @@ def _check_sparse(model: ModelAdapter, masks: Masks) -> None:
 
 def _finetune(
     model: ModelAdapter, masks: Masks, config: RunConfig, bench: Bench, checkpoint: Checkpoint | None
-) -> None:
+) -> list[float]:
+    """Trains the model in place and returns the loss of every step."""
     task, skip = get_task(config.task.name), bench.execution.skip_broken
     if config.finetuning.steps == 0:
         model.eval()
-        return
+        return []
     train = examples(config.task, config.task.train, skip_broken=skip)
     best = config.finetuning.select == "best"
     val = examples(config.task, "val", skip_broken=skip) if best else None
     ready = prepared(config.task, skip_broken=skip) if best else None
-    finetune(
+
+    logger.info("fine-tuning begins")
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        say(f"fine-tuning, step {step} of {steps}, loss {loss:.3f}")
+
+    return finetune(
         model,
         masks,
         model.layer_of,
@@ -153,6 +179,7 @@ def _finetune(
         score=None if val is None else partial(_headline, model, task, config, val, ready),
         workers=bench.execution.workers,
         checkpoint=checkpoint,
+        tell=tell,
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from vlprune.store.atomic import atomic, write_text
+
+SUFFIX = ".note"
+OWN = "note_sha256"  # the digest of the rest of a note
 
 
 @dataclass(frozen=True)
@@ -24,24 +25,29 @@ class Note:
         costs: {kind of stage: [seconds, peak memory in bytes]} of making it and all that it was made from.
         facts: what its maker measured, such as the sparsity after fine-tuning.
         made_of: what its key is the digest of.
+        origins: {kind of stage: when, where and with what it was made, as `origin` returns it}, of the artifact and of
+            all that it was made from.
     """
 
     sha256: str = ""
     costs: dict[str, list[float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     made_of: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def note_path(path: Path) -> Path:
     """Where the note of an artifact is."""
-    return path.with_name(f"{path.name}.note")
+    return path.with_name(f"{path.name}{SUFFIX}")
 
 
 def read_note(path: Path) -> Note | None:
-    """The note of an artifact, which may be there without its file; None where there is no readable one."""
+    """The note of an artifact, which may be there without its file; None where there is none, or a damaged one."""
     try:
-        return Note(**json.loads(note_path(path).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        values = json.loads(note_path(path).read_text(encoding="utf-8"))
+        told = values.pop(OWN)
+        return Note(**values) if told == _digest(values) else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
     except PermissionError as error:
         raise _unreadable(error) from error
@@ -59,16 +65,6 @@ def intact(path: Path) -> bool:
 
 
 @contextmanager
-def locked(paths: Iterable[Path]) -> Iterator[None]:
-    """While inside, no other process on this host makes any of these artifacts; it waits for one that does."""
-    with ExitStack() as stack:
-        for path in sorted(set(paths)):  # in one order everywhere, so that two processes never wait for each other
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path.with_name(f"{path.name}.lock")))
-        yield
-
-
-@contextmanager
 def written(path: Path, note: Note) -> Iterator[Path]:
     """A path to write an artifact to, which is stored with its note at the end of the block, in full or not at all.
 
@@ -83,8 +79,14 @@ def written(path: Path, note: Note) -> Iterator[Path]:
 
 def write_note(path: Path, note: Note, sha256: str = "") -> None:
     """Stores the note of an artifact."""
-    text = json.dumps({**asdict(note), "sha256": sha256}, indent=1, allow_nan=False)
+    values = {**asdict(note), "sha256": sha256}
+    text = json.dumps({**values, OWN: _digest(values)}, indent=1, allow_nan=False)
     write_text(note_path(path), text + "\n")
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """The SHA-256 of what a note says."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

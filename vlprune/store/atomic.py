@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 
-import psutil
+from vlprune.store.place import ended, place
+
+ABANDONED = 3600.0  # seconds after which a half-written file of another place is taken for abandoned
+_HALF = re.compile(r"\..*\.(?P<place>[0-9a-f]{12}|)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 @contextmanager
@@ -17,23 +20,19 @@ def atomic(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` at the end of the block, or nothing if the block fails.
 
     The content is on the disk before the name changes, and the file has the mode that the umask says. What killed
-    processes of this host left half-written in the directory is removed.
+    processes left half-written in the directory is removed: at once where it is known that they ended, else when it is
+    an hour older than what is written now.
 
     Raises:
         OSError: the file cannot be written, for example on a full disk; the message names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    host = platform.node()
-    # Whatever was to be written: a block inside a block leaves a file that is named after a half-written one.
-    for stale in path.parent.glob(f".*.{escape(host)}.*.tmp"):
-        pid = stale.name.split(".")[-2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            stale.unlink(missing_ok=True)
-    half = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
+    half = path.with_name(f".{path.name}.{place()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         # Some writers make their files private; the mode is the one that any new file gets.
         half.touch()
         mode = half.stat().st_mode
+        _remove_abandoned(path.parent, half.stat().st_mtime)
         yield half
         half.chmod(mode)
         with half.open("rb+") as file:
@@ -52,3 +51,19 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file that is there in full or not at all (see `atomic`)."""
     with atomic(path) as half:
         half.write_text(text, encoding="utf-8")
+
+
+def _remove_abandoned(directory: Path, now: float) -> None:
+    """Removes half-written files, whatever was to be written: a block inside a block leaves one named after another.
+
+    Args:
+        directory: where they are.
+        now: the time, as the file system of the directory has it.
+    """
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if (found := _HALF.fullmatch(entry.name)) is None:
+                continue
+            with suppress(FileNotFoundError):
+                if ended(found["place"], int(found["pid"])) or now - entry.stat().st_mtime > ABANDONED:
+                    os.unlink(entry.path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from vlprune.config import RunConfig, build, to_plain
 from vlprune.store.artifacts import intact, note_path
@@ -15,7 +15,6 @@ from vlprune.store.atomic import write_text
 logger = logging.getLogger(__name__)
 
 RECORD, ERROR, LOG = "record.json", "error.txt", "log.txt"
-PACKAGES = ("vlprune", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Record:
         seconds: {kind of stage: wall-clock seconds}; of stages that several runs share, the time they took once.
         peak_memory: bytes, the largest of all stages.
         left_out: {split: number of images left out because they could not be read}; empty where none were.
-        versions: {package: version}.
+        origins: {kind of stage: when, where and with what it was made, as the fields of `store.origin.Origin`}; of
+            stages of one kind (statistics), that of the last.
         stages: {kind of stage: key of its artifact}; "settings" is the key of everything but the pruning and the seed,
             which two runs have in common if they can be compared.
     """
@@ -46,19 +46,8 @@ class Record:
     seconds: dict[str, float]
     peak_memory: int
     left_out: dict[str, int]
-    versions: dict[str, str]
+    origins: dict[str, dict[str, Any]]
     stages: dict[str, str]
-
-
-def versions() -> dict[str, str]:
-    """{package: version, or "not installed"} of the packages that change a run's numbers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from the source tree
-            found[package] = "not installed"
-    return found
 
 
 def run_directory(results: Path, key: str) -> Path:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from vlprune.execution import Execution, Interrupted
+from vlprune.store.artifacts import intact, read_note
+from vlprune.store.lease import Busy, holder
 from vlprune.store.record import ERROR, LOG, run_directory, write_error
 from vlprune.sweep.job import Job
 
@@ -28,6 +30,8 @@ Work = Callable[[Job, Execution, Callable[[], bool]], None]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DEVICES = "CUDA_VISIBLE_DEVICES"
 ATTEMPTS = 2
+ELSEWHERE = "made by another sweep"
+WAIT = 1.0  # seconds until a job is looked at again that somebody else is at work on
 GRACE = 30.0  # seconds in which a worker that is asked to stop may store where it was
 
 
@@ -36,13 +40,15 @@ class Event:
     """Something that happened to a job.
 
     Attributes:
-        kind: "started", "finished", "failed", "retried" (its worker died, it will run once more) or "warned".
+        kind: "started", "finished", "failed", "retried" (its worker died, it will run once more), "waiting" (somebody
+            else is at work on it) or "warned".
         job: the job.
         seconds: since it started.
-        message: the error or the warning, one line.
+        message: the error or the warning, one line; of a job that waits, who is at work on it; of a finished one,
+            ELSEWHERE where another sweep did it.
     """
 
-    kind: Literal["started", "finished", "failed", "retried", "warned"]
+    kind: Literal["started", "finished", "failed", "retried", "waiting", "warned"]
     job: Job
     seconds: float = 0.0
     message: str = ""
@@ -64,7 +70,7 @@ def execute(
     Jobs start in the given order as soon as those that they come after are done. A failed job leaves error.txt in the
     directory of every run that it belongs to, and those fail with it; the others go on. A worker that dies (killed, out
     of memory) costs its job one of two attempts. Closing the generator, or Ctrl-C, asks the workers to store where they
-    are and to stop.
+    are and to stop. Of jobs that another sweep is at work on, the others are done first; then it is waited for.
 
     Args:
         jobs: what a plan has to be done, in its order.
@@ -75,21 +81,38 @@ def execute(
     """
     pending, done = list(jobs), {name for job in jobs for name in job.after} - {job.name for job in jobs}
     attempts: dict[str, int] = {}
+    later: dict[str, float] = {}  # when a job is looked at again that somebody else is at work on
     workers: list[_Worker] = []
+    assert execution.store is not None
     try:
         while pending or any(worker.job for worker in workers):
             workers = [worker for worker in workers if worker.job or worker.alive()]
-            while (job := _next(pending, done)) and sum(worker.job is not None for worker in workers) < n_workers:
+            while sum(worker.job is not None for worker in workers) < n_workers and (
+                job := _next(pending, done, later)
+            ):
+                pending.remove(job)
+                if _made(job, execution.store):
+                    done.add(job.name)
+                    yield Event("finished", job, message=ELSEWHERE)
+                    continue
+                if others := _others(job, execution.store):
+                    new = job.name not in later
+                    later[job.name] = time.monotonic() + WAIT
+                    pending.append(job)
+                    if new:
+                        yield Event("waiting", job, message=others)
+                    continue
                 worker = next((w for w in workers if w.job is None), None)
                 if worker is None:
                     number = min(set(range(n_workers)) - {w.number for w in workers})
                     device = devices[number % len(devices)] if devices else None
                     worker = _Worker(work, execution, number, device)
                     workers.append(worker)
-                pending.remove(job)
                 attempts[job.name] = attempts.get(job.name, 0) + 1
                 worker.start(job)
                 yield Event("started", job)
+            if not any(worker.job for worker in workers):
+                time.sleep(WAIT / 4)
             for worker in _ready([w for w in workers if w.job]):
                 event = worker.news()
                 if event.kind == "retried":
@@ -99,6 +122,10 @@ def execute(
                     else:
                         message = f"{event.message}, {ATTEMPTS} times; its output is in {LOG}"
                         event = replace(event, kind="failed", message=_store(message, event.job, execution))
+                elif event.kind == "waiting":  # somebody else was quicker
+                    attempts[event.job.name] -= 1
+                    later[event.job.name] = time.monotonic() + WAIT
+                    pending.append(event.job)
                 yield event
                 if event.kind == "finished":
                     done.add(event.job.name)
@@ -113,9 +140,24 @@ def execute(
             worker.join()
 
 
-def _next(pending: Sequence[Job], done: set[str]) -> Job | None:
-    """The first job that can start."""
-    return next((job for job in pending if done.issuperset(job.after)), None)
+def _next(pending: Sequence[Job], done: set[str], later: Mapping[str, float]) -> Job | None:
+    """The first job that can start now."""
+    now = time.monotonic()
+    return next((job for job in pending if done.issuperset(job.after) and later.get(job.name, 0.0) <= now), None)
+
+
+def _made(job: Job, store: Path) -> bool:
+    """Whether all that a job makes is there."""
+    files = [store / file for file in job.files]
+    if job.is_run:
+        return all(map(intact, files))
+    return all(file.is_file() and read_note(file) is not None for file in files)
+
+
+def _others(job: Job, store: Path) -> str:
+    """Who else is at work on a job, in words; "" where nobody is."""
+    signs = (holder(store / file) for file in job.files)
+    return next((sign.holder for sign in signs if sign is not None), "")
 
 
 def _without(failed: Job, pending: list[Job]) -> list[Job]:
@@ -289,6 +331,8 @@ def _attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], 
     try:
         _redirect_output(execution.store / job.log)
         work(job, execution, stopping)
+    except Busy as other:
+        return "waiting", str(other)
     except Interrupted as stop:
         return "failed", str(stop)
     except Exception as error:

@@ -16,6 +16,7 @@ class Job:
         kind: "record" for a whole run, or "statistics", "masks" or "tuned" for what several runs share.
         configs: the runs whose stages of that kind are wanted; one for a record.
         keys: the keys of those stages when they were planned.
+        files: the files of their artifacts, below the results directory.
         after: names of the jobs that must be done before.
         name: what other jobs know it by; of a record its key.
         log: the file below the results directory that its output goes to.
@@ -25,6 +26,7 @@ class Job:
     kind: str
     configs: tuple[RunConfig, ...]
     keys: tuple[str, ...]
+    files: tuple[Path, ...]
     after: tuple[str, ...]
     name: str
     log: Path

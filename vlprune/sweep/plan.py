@@ -64,11 +64,13 @@ class Plan:
                 if len(readers) == 1:
                     continue
                 stages = {stage.key: cell for cell, found in readers.items() for stage in found}
+                files = {stage.key: stage.path(results) for found in readers.values() for stage in found}
                 before = {job for cell in readers for job in needed[cell]}
                 shared[name] = Job(
                     kind=kind,
                     configs=tuple(dict.fromkeys(cell.config for cell in stages.values())),
                     keys=tuple(stages),
+                    files=tuple(files[key].relative_to(results) for key in stages),
                     after=tuple(sorted(before)),
                     name=name,
                     log=Path("cache") / kind / f"{name}.{LOG}",
@@ -80,9 +82,17 @@ class Plan:
         for cell in schedule(own):
             for name in needed[cell]:
                 ordered.setdefault(name, shared[name])
-            key = own[cell].record.key
-            log = Path("runs") / key / LOG
-            ordered[key] = Job("record", (cell.config,), (key,), tuple(needed[cell]), key, log, str(cell))
+            record = own[cell].record
+            ordered[record.key] = Job(
+                kind="record",
+                configs=(cell.config,),
+                keys=(record.key,),
+                files=(record.path(results).relative_to(results),),
+                after=tuple(needed[cell]),
+                name=record.key,
+                log=Path("runs") / record.key / LOG,
+                label=str(cell),
+            )
         return list(ordered.values())
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Column
+from rich.text import Text
 
 from vlprune.config import DENSE
 from vlprune.reports.grid import MISSING
 from vlprune.reports.tables import metric_name, percent
+from vlprune.store.lease import holder
 from vlprune.store.record import ERROR, read_record, run_directory
-from vlprune.sweep.engine import Event
+from vlprune.sweep.engine import ELSEWHERE, Event
 from vlprune.sweep.job import Job
 from vlprune.sweep.plan import Plan
 from vlprune.sweep.table import Cell
@@ -27,6 +29,30 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Bar(Bar):
+    """A bar with a line below it for each job that runs, looked up once a second.
+
+    Args:
+        working: returns the lines.
+        columns: of the bar.
+        console: where to draw.
+        expand: whether to take the whole width.
+        disable: whether to draw nothing.
+    """
+
+    def __init__(self, working: Callable[[], list[str]], *columns: ProgressColumn, **options: Any) -> None:
+        self._look, self._lines, self._next = working, list[str](), 0.0
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the lines."""
+        yield from super().get_renderables()
+        if time.monotonic() >= self._next:
+            self._lines, self._next = self._look(), time.monotonic() + 1.0
+        for line in self._lines:
+            yield Text(line, no_wrap=True, overflow="ellipsis", style="dim")
 
 
 class Progress:
@@ -55,21 +81,20 @@ class Progress:
         self.left = dict.fromkeys(pending)
         self.total = len(pending)
         self.running: dict[Job, float] = {}
+        self.others = False
         self.durations: dict[tuple[str, str], list[float]] = {}
         self.began = time.monotonic()
         self.tasks = list(dict.fromkeys(cell.config.task.name for cell in plan.table.cells))
-        # The list of running cells gives way on a narrow terminal.
-        running = TextColumn("{task.fields[running]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
-        self.bar = Bar(
+        self.bar = _Bar(
+            self._working,
             BarColumn(20),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
-            running,
             console=console,
             expand=True,
             disable=not console.is_terminal,
         )
-        self.meter = self.bar.add_task("", total=self.total, running="")
+        self.meter = self.bar.add_task("", total=self.total)
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -89,6 +114,11 @@ class Progress:
             self.running[job] = time.monotonic()
         elif event.kind == "warned":
             self._print(f"warning: {job}: {event.message}", style="yellow")
+        elif event.kind == "waiting":
+            self.running.pop(job, None)
+            if not self.others:
+                self._print(f"another sweep ({event.message}) is at work on {job}; what it makes is used here too")
+            self.others = True
         elif event.kind == "retried":
             self.running.pop(job, None)
             self._print(f"{job}: {event.message}; it will run once more", style="yellow")
@@ -100,18 +130,25 @@ class Progress:
             if job.is_run:
                 cell = self.cells[job.name]
                 del self.left[cell]
-                if event.kind == "finished":
+                if event.kind == "finished" and event.message != ELSEWHERE:
                     place = cell.config.model.name, cell.config.task.name
                     self.durations.setdefault(place, []).append(event.seconds)
                 self._show_finished(event, cell)
-        now = ", ".join(map(str, self.running))
-        done = self.total - len(self.left)
-        self.bar.update(self.meter, completed=done, description=self._times(), running=now)
+        self.bar.update(self.meter, completed=self.total - len(self.left), description=self._times())
+
+    def _working(self) -> list[str]:
+        """A line for each running job: what it does, as its lease says."""
+        lines = []
+        for job, began in list(self.running.items()):
+            sign = next(filter(None, (holder(self.results / file) for file in job.files)), None)
+            doing = f"{sign.doing}, " if sign and sign.doing else ""
+            lines.append(f"  {job}: {doing}{clock(time.monotonic() - began)}")
+        return lines
 
     def _show_finished(self, event: Event, cell: Cell) -> None:
         if not self.console.is_terminal and event.kind == "finished":
             count = f"[{self.total - len(self.left)}/{self.total}]"
-            self._print(f"{count} {cell}, {clock(event.seconds)}; {self._times()}")
+            self._print(f"{count} {cell}, {event.message or clock(event.seconds)}; {self._times()}")
         if all(other.row != cell.row for other in self.left):
             self._show_row(cell)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vlprune.execution import Execution
-from vlprune.pipeline import Chain, chain
+from vlprune.pipeline import chain
 from vlprune.stages.fingerprints import Fingerprints
-from vlprune.stages.stage import Bench, obtain
+from vlprune.stages.stage import Bench, Stage, obtain
+from vlprune.store.artifacts import intact
+from vlprune.store.lease import claimed_at_once
 from vlprune.sweep.job import Job
 
 
@@ -20,22 +22,36 @@ def work(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
         stopping: whether the process was asked to stop.
 
     Raises:
-        ValueError: the models, data or code are not those that were planned with; nothing made of them is stored.
+        ValueError: the models, data or code are not those that were planned with, or were replaced meanwhile; nothing
+            made of them is stored.
+        Busy: somebody else is at work on the same.
         Interrupted: the process was asked to stop; the same job goes on from there later.
     """
+    store = execution.store
+    assert store is not None
 
-    def chains() -> list[Chain]:
+    def look() -> tuple[dict[str, Stage], dict[str, str]]:
+        """The stages that the configs stand for at present, by key, and what the files they read look like."""
         known = Fingerprints(skip_broken=execution.skip_broken)
-        return [chain(config, known) for config in job.configs]
-
-    def verify() -> None:
-        if missing := set(job.keys) - {stage.key for own in chains() for stage in own.of_kind(job.kind)}:
+        chains = [chain(config, known) for config in job.configs]
+        stages = {stage.key: stage for own in chains for stage in own.of_kind(job.kind)}
+        if missing := set(job.keys) - stages.keys():
             raise ValueError(
                 f"the models, data or code of {job} have changed since it was planned ({', '.join(sorted(missing))} is "
                 "no key of theirs now); nothing was stored, start the sweep again"
             )
+        return stages, known.listings
 
-    verify()
-    bench, found = Bench(execution, stopping=stopping, verify=verify), chains()
-    stages = {stage.key: stage for own in found for stage in own.of_kind(job.kind)}
-    obtain([stages[key] for key in job.keys], bench)
+    stages, before = look()
+
+    def verify() -> None:
+        _, now = look()
+        if replaced := [name for name in before if now.get(name) != before[name]]:
+            raise ValueError(
+                f"files of {' and of '.join(replaced)} were replaced or touched while {job} read them; what was made "
+                "meanwhile was not stored, start the sweep again"
+            )
+
+    missing = [stage for key in job.keys if not intact((stage := stages[key]).path(store))]
+    with claimed_at_once(stage.path(store) for stage in missing):
+        obtain(missing, Bench(execution, stopping=stopping, verify=verify))

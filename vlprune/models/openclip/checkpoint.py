@@ -19,7 +19,7 @@ from vlprune.config import unknown
 from vlprune.models.base import Config, ModelAdapter
 from vlprune.models.card import CardLines
 from vlprune.models.family import Family
-from vlprune.models.fingerprint import fingerprint
+from vlprune.models.fingerprint import Fingerprint, fingerprint
 from vlprune.models.official import refused
 from vlprune.models.openclip.adapter import OpenCLIP, OpenCLIPInput
 from vlprune.models.openclip.attention import packed_state
@@ -93,8 +93,8 @@ def save(model: OpenCLIP, path: Path, dtype: torch.dtype = torch.float32) -> Non
     write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def files_fingerprint(name: str) -> str:
-    """Short hash of what the outputs of a model of open_clip depend on: its settings and its weights."""
+def files_fingerprint(name: str) -> Fingerprint:
+    """What the outputs of a model of open_clip depend on: its settings and its weights."""
     source = _find(name)
     settings = json.dumps([source.model_cfg, source.preprocess_cfg], sort_keys=True)
     if source.weights is None:
