@@ -24,6 +24,7 @@ from vlprune.models.registry import get_family
 from vlprune.pruners import PRUNERS
 from vlprune.statistics import STATISTICS
 from vlprune.sweep import __main__ as sweep
+from vlprune.sweep.options import Options, quickstart, settings_given
 from vlprune.sweep.table import load_table
 from vlprune.testing import check_pruner
 
@@ -85,10 +86,10 @@ def parse(options: type, words: list[str]):
 
 def dry_sweep(words: list[str]) -> None:
     """Plans a sweep of the embedded models in full; of other models it reads the table with the given settings."""
-    options = replace(parse(sweep.Options, words), dry_run=True)
-    given, _ = sweep._given(options)
+    options = replace(parse(Options, words), dry_run=True)
+    given, _ = settings_given(options)
     data = None if options.data is None else str(options.data.resolve())
-    table = load_table(options.table or sweep.quickstart(), given, data, options.limit)
+    table = load_table(options.table or quickstart(), given, data, options.limit)
     if {cell.config.model.name for cell in table.cells} <= MODELS.keys():
         assert sweep.sweep(options, _never, _never, Console(quiet=True)) == 0
 

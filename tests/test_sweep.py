@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from vlprune.pipeline import chain
 from vlprune.report import Options as ReportOptions
 from vlprune.report import report
 from vlprune.stages.fingerprints import Fingerprints
-from vlprune.store.record import load_records
+from vlprune.store.artifacts import Note, note_path, written
+from vlprune.store.lease import claimed
+from vlprune.store.record import load_records, predictions_path, read_record
+from vlprune.store.verify import verify
 from vlprune.sweep.__main__ import Options, main, sweep
 
 TABLE = """
@@ -256,13 +260,13 @@ def test_a_damaged_record_is_run_again(tmp_path, table, caplog):
 
 
 def test_the_quickstart_is_found_in_the_clone_or_missed_clearly(tmp_path, monkeypatch):
-    import vlprune.sweep.__main__ as module
+    import vlprune.sweep.options as module
 
     monkeypatch.chdir(tmp_path)
     code, text = go(Options(results=tmp_path, dry_run=True), work=None)
     assert code == 0
     assert "quickstart: 114 runs, 0 done" in text
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "lib" / "vlprune" / "sweep" / "__main__.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "lib" / "vlprune" / "sweep" / "options.py"))
     with pytest.raises(ConfigError, match=r"no experiments/quickstart.toml here; run this in a clone"):
         go(Options(results=tmp_path, dry_run=True), work=None)
 
@@ -354,6 +358,109 @@ def test_weights_that_several_rows_share_stay_if_one_of_the_rows_is_the_best(tmp
             )
             best.setdefault(row, []).append((record.metrics["r_mean"], -record.config.seed, path))
     assert {path for path in shared if path.exists()} == {max(runs)[2] for runs in best.values()}
+
+
+def test_shards_do_each_run_once_and_the_last_prints_the_whole_table(tmp_path, table):
+    done = []
+    for part in ("1/3", "2/3", "3/3"):
+        code, text = go(Options(table=table, results=tmp_path, jobs=1, shard=part), fake_pipeline.work_noted)
+        assert code == 0
+        done.append(len(load_records(tmp_path)))
+    assert done == [14, 28, 42]
+    notes = [path.read_text().splitlines() for path in (tmp_path / "notes").iterdir()]
+    assert sum(lines[0].endswith("record") for lines in notes) == 42
+    assert all(len(lines) == 1 for lines in notes if lines[0].endswith("record"))
+    assert "42 runs, 28 done" in text
+    code, whole = go(Options(table=table, results=tmp_path, jobs=1))
+    tables = re.compile(r"^tiny-blip *$.*", flags=re.MULTILINE | re.DOTALL)
+    assert tables.findall(text) == tables.findall(whole) != []
+    for wrong in ("3", "0/3", "4/3", "a/b", "1/"):
+        with pytest.raises(ConfigError, match="--shard must be K/N"):
+            go(Options(table=table, results=tmp_path, shard=wrong))
+
+
+def test_only_what_failed_is_tried_again_where_that_is_asked_for(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=2, tasks="retrieval", models="tiny-blip")
+    go(options, fake_pipeline.work_broken)
+    for path in (tmp_path / "runs").glob("*/record.json"):  # another run is not done, and did not fail
+        path.unlink()
+        break
+    code, text = go(dataclasses.replace(options, retry_failed=True))
+    assert code == 0
+    assert "7 runs, 4 done, 2 of the others to run" in text
+    code, text = go(options)
+    assert "7 runs, 6 done" in text
+
+
+def test_the_status_says_what_is_done_who_works_on_what_and_what_failed(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=2, tasks="retrieval", models="tiny-blip")
+    code, text = go(dataclasses.replace(options, status=True))
+    assert code == 0
+    assert text == "quick-selection: 7 runs, 0 done, 0 running, 0 failed, 7 to run\n"
+    go(options, fake_pipeline.work_broken)
+    [first] = list((tmp_path / "runs").glob("*/record.json"))[:1]
+    first.unlink()
+    with claimed([first]):
+        code, text = go(dataclasses.replace(options, status=True))
+    lines = text.splitlines()
+    assert lines[0] == "quick-selection: 7 runs, 4 done, 1 running, 2 failed, 0 to run"
+    assert re.fullmatch(r"running  tiny-blip .* retrieval seed 0: .* \(process \d+ on .*, 0:00\)", lines[1])
+    assert re.fullmatch(r"failed   tiny-blip lamp@63% .*: RuntimeError: no luck \(.*error.txt\)", lines[2])
+    assert not list(tmp_path.rglob("*.lease"))
+
+
+def test_a_table_that_mixes_says_so(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, tasks="retrieval", models="tiny-blip", methods="omp")
+    _, text = go(options)
+    assert "made alike" not in text
+    path = next((tmp_path / "runs").glob("*/record.json"))
+    record = json.loads(path.read_text())
+    record["origins"]["record"]["versions"]["torch"] = "1.0"
+    record["origins"]["record"]["device"] = "<another>"
+    with written(path, Note()) as half:
+        half.write_text(json.dumps(record))
+    _, text = go(options)
+    for part in (
+        "Not all 3 runs were made alike: device ",
+        "<another> (1 run)",
+        "; torch ",
+        "2 (2 runs)",
+        "1.0 (1 run)",
+    ):
+        assert part in text
+    assert "made alike" in (tmp_path / "tables" / "quick-selection.md").read_text()
+    html = report(ReportOptions(table="quick-selection", results=tmp_path, format="html"))
+    assert "&lt;another&gt;" in html
+
+
+def test_every_file_of_results_is_verified(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, tasks="retrieval", models="tiny-blip", methods="omp")
+    go(options)
+    runs = sorted((tmp_path / "runs").glob("*/record.json"))
+    for path in runs:  # of fake work, which stores no predictions
+        predictions = predictions_path(tmp_path, read_record(path.parent))
+        with written(predictions, Note()) as half:
+            half.write_text("{}")
+    assert verify(tmp_path).faults == ()
+    assert verify(tmp_path).intact == {"runs": 3, "predictions": 3}
+    faults = [
+        (lambda path: path.write_text(path.read_text() + " "), "not the file that its note describes"),
+        (lambda path: note_path(path).unlink(), "its note is missing"),
+        (lambda path: note_path(path).write_text("{}"), "its note is damaged"),
+        (lambda path: path.unlink(), "it is gone"),
+    ]
+    for spoil, message in faults:
+        before = {path: path.read_bytes() for path in (runs[0], note_path(runs[0]))}
+        spoil(runs[0])
+        [fault] = verify(tmp_path).faults
+        assert str(runs[0]) in fault
+        assert message in fault
+        for path, content in before.items():
+            path.write_bytes(content)
+    predictions.write_text("{ }")
+    assert "not the file" in verify(tmp_path).faults[0]
+    with pytest.raises(FileNotFoundError, match="no results directory"):
+        verify(tmp_path / "none")
 
 
 def test_a_report_reads_the_results_directory_alone(tmp_path, table):

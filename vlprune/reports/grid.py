@@ -133,6 +133,13 @@ def html_table(grid: Grid) -> str:
     return styler.to_html(table_uuid=name).rstrip("\n")
 
 
+def paragraph(text: str, form: str) -> str:
+    """A plain sentence as a paragraph of "markdown", "latex" or "html"."""
+    if form == "html":
+        return f"<p>{html.escape(text)}</p>"
+    return markdown_text(text) if form == "markdown" else _latex_text(text)
+
+
 def _grouped(grid: Grid) -> bool:
     return any(group for group, _ in grid.groups)
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from vlprune.reports import plots
 from vlprune.reports.frame import floor_frame, frame
-from vlprune.reports.grid import html_table, latex, markdown, markdown_text
+from vlprune.reports.grid import html_table, latex, markdown, markdown_text, paragraph
+from vlprune.reports.origins import mixture
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
 from vlprune.reports.tables import averages, details, summary
 from vlprune.reports.variants import NO_DEFAULTS, Defaults
@@ -46,7 +47,10 @@ def render(
         return averages(long).to_csv(index=False, float_format="%.6g")
     grids = [*summary(long, floors, headlines), *details(long, floors)]
     draw = {"markdown": markdown, "latex": latex, "html": html_table}[form]
-    return "\n\n".join(draw(grid) for grid in grids) + "\n"
+    texts = [draw(grid) for grid in grids]
+    if mixed := mixture(records):
+        texts.append(paragraph(mixed, form))
+    return "\n\n".join(texts) + "\n"
 
 
 def publish(

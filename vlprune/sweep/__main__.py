@@ -10,108 +10,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import NoReturn
 
 import tyro
 from rich.console import Console
 
 from vlprune.config import ConfigError, RunConfig
-from vlprune.execution import Execution, KeepWeights, gibibytes
+from vlprune.execution import Execution
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
+from vlprune.reports.origins import mixture
 from vlprune.reports.publish import publish
 from vlprune.reports.tables import summary
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.tuned import settle
 from vlprune.store.manifest import write_manifest
 from vlprune.store.record import ERROR, predictions_path, run_directory
+from vlprune.store.verify import verify
 from vlprune.sweep.engine import Work, cuda_devices, execute
+from vlprune.sweep.options import Options, parse_shard, quickstart, settings_given
 from vlprune.sweep.plan import Plan, plan
 from vlprune.sweep.progress import Progress, clock
-from vlprune.sweep.settings import AXES, check_values, file_name, parse_set
+from vlprune.sweep.status import failed, status
 from vlprune.sweep.table import Cell, load_table
 
-QUICKSTART = Path("experiments") / "quickstart.toml"
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Runs what is not done yet of a table of results, and prints the table. Lists are separated by commas.
-
-    Attributes:
-        table: the table's TOML file; the quickstart where none is given.
-        data: data directory, for tables on real data.
-        models: models to run instead of those of the table.
-        methods: methods to run; the dense model always runs.
-        sparsities: pruned fractions, for example 0.63,0.75.
-        tasks: tasks to run.
-        seeds: seeds to run, for example 0,1,2.
-        set: settings as NAME=VALUE or NAME=VALUE,VALUE that win over the table, such as finetuning.lr=1e-4 or
-            seed=0,1,2; several values multiply. May be given several times.
-        limit: run the same on so many samples of each split, calibrated on about as many.
-        skip_broken: leave out images that are missing or cannot be read, and list them at the end.
-        jobs: worker processes; the number of CUDA devices, or of cores, where it is not given.
-        loader_workers: processes of each worker that read the training images; they change no numbers.
-        dry_run: only say what would run and what is done.
-        results: the results directory.
-        memory_limit: GiB of gradient rows (chita, chita++) that a worker keeps in memory; more go to disk.
-        spill: directory for gradient rows on disk; the cache of the results where it is not given.
-        keep_weights: which fine-tuned weights stay in the results directory: all, of the seeds of each row the best, or
-            none; where it is not given, until the predictions made with them are stored.
-        checkpoint_seconds: time between two checkpoints of fine-tuning, from which it goes on after a kill.
-    """
-
-    table: Annotated[Path | None, tyro.conf.Positional] = None
-    data: Path | None = None
-    models: str | None = None
-    methods: str | None = None
-    sparsities: str | None = None
-    tasks: str | None = None
-    seeds: str | None = None
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    limit: int | None = None
-    skip_broken: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    jobs: int | None = None
-    loader_workers: int = 0
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    results: Path = Path("results")
-    memory_limit: float = Execution.memory_limit / 2**30
-    spill: Path | None = None
-    keep_weights: KeepWeights | None = None
-    checkpoint_seconds: float = Execution.checkpoint_seconds
-
-    @property
-    def execution(self) -> Execution:
-        """How and where the runs are made.
-
-        Raises:
-            ConfigError: a number that is not finite or below 0.
-        """
-        return Execution(
-            store=self.results,
-            workers=self.loader_workers,
-            memory_limit=gibibytes(self.memory_limit, "--memory-limit"),
-            spill=self.spill,
-            skip_broken=self.skip_broken,
-            keep_weights=self.keep_weights,
-            checkpoint_seconds=self.checkpoint_seconds,
-        )
-
-
-def quickstart() -> Path:
-    """The quickstart's TOML file: of the working directory, else of the clone that this package is in.
-
-    Raises:
-        ConfigError: it is in neither.
-    """
-    for root in (Path(), Path(__file__).resolve().parents[2]):
-        if (root / QUICKSTART).is_file():
-            return root / QUICKSTART
-    raise ConfigError(f"there is no {QUICKSTART} here; run this in a clone of vlprune, or name a TABLE.toml")
 
 
 def sweep(
@@ -140,19 +64,27 @@ def sweep(
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if options.data is not None and not options.data.is_dir():
         raise ConfigError(f"--data must be a directory, there is no {str(options.data)!r}")
-    execution = options.execution
+    execution, shard = options.execution, parse_shard(options.shard)
     # Absolute, so that equal names in two places are not the same data.
     data = None if options.data is None else str(options.data.resolve())
-    given, suffix = _given(options)
+    given, suffix = settings_given(options)
     table = load_table(options.table or quickstart(), given, data, options.limit)
     table = table.named(f"{table.name}{suffix}")
     planned = plan(table, Fingerprints(skip_broken=options.skip_broken))
+    if options.status:
+        for line in status(planned, options.results):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return 0
     records = planned.records(options.results)
-    pending = {cell: None for cell in table.cells if records[cell] is None}
+    missing = {cell: None for cell in table.cells if records[cell] is None}
+    pending = _chosen(planned, missing, shard, options)
     if options.dry_run:
         for cell in table.cells:
-            console.print(f"{'to run' if records[cell] is None else 'done  '}  {cell}", highlight=False)
-    console.print(f"{table.name}: {len(table.cells)} runs, {len(table.cells) - len(pending)} done", highlight=False)
+            word = "to run" if cell in pending else "      " if cell in missing else "done  "
+            console.print(f"{word}  {cell}", highlight=False)
+    some = f", {len(pending)} of the others to run" if len(pending) < len(missing) else ""
+    done = len(table.cells) - len(missing)
+    console.print(f"{table.name}: {len(table.cells)} runs, {done} done{some}", highlight=False)
     if options.dry_run:
         return 0
 
@@ -178,34 +110,33 @@ def sweep(
     return 1 if errors else 0
 
 
+def _chosen(planned: Plan, missing: Collection[Cell], shard: tuple[int, int], options: Options) -> dict[Cell, None]:
+    """Those of the missing cells that this command is asked to do."""
+    part, parts = shard
+    groups: dict[str, list[Cell]] = {}  # runs with one training are done by one
+    for _, cell, own in planned.places():
+        groups.setdefault(own.tuned.key, []).append(cell)
+    own = {cell for number, group in enumerate(groups.values()) if number % parts == part for cell in group}
+    keys = {cell: key for key, cell, _ in planned.places()}
+    return {
+        cell: None
+        for cell in missing
+        if cell in own and (not options.retry_failed or failed(options.results, keys[cell]))
+    }
+
+
+def _verify(results: Path, console: Console) -> int:
+    """Prints what is wrong in a results directory; the exit code is 1 where anything is."""
+    found = verify(results)
+    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(found.intact.items())) or "no files"
+    console.print(f"{results}: {counts} are as they were stored", highlight=False, markup=False, soft_wrap=True)
+    for fault in found.faults:
+        console.print(fault, style="red", highlight=False, markup=False, soft_wrap=True)
+    return 1 if found.faults else 0
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _given(options: Options) -> tuple[dict[str, list[Any]], str]:
-    """{setting: values} of the command line, and what the name of the table gets for them."""
-    kinds: dict[str, Callable[[str], Any]] = {"sparsities": float, "seeds": int}
-    asked = {axis: _split(getattr(options, axis), axis, kinds.get(axis, str)) for axis in AXES}
-    axes = {AXES[axis]: values for axis, values in asked.items() if values is not None}
-    settings = parse_set(options.set)
-    if twice := sorted(axes.keys() & settings.keys()):
-        raise ConfigError(f"{twice[0]} is given twice, by --set and by an option of its own")
-    others = [text for text in options.set if text.partition("=")[0].strip() not in (*AXES.values(), "model")]
-    narrows = "-selection" if axes or len(others) < len(options.set) else ""
-    return {**axes, **settings}, narrows + file_name(others)
-
-
-def _split(text: str | None, option: str, convert: Callable[[str], T]) -> list[T] | None:
-    if text is None:
-        return None
-    try:
-        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
-    if not values:
-        raise ConfigError(f"--{option} names nothing, got {text!r}")
-    check_values(option, values, f"--{option}")
-    return values
 
 
 def _run(
@@ -287,6 +218,8 @@ def _print_results(planned: Plan, results: Path, console: Console) -> None:
         variants=variants,
         defaults=defaults,
     )
+    if mixed := mixture(records):
+        console.print(mixed, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
@@ -313,7 +246,11 @@ def main() -> None:
         # A file or a pipe has no width; the tables set it.
         console = Console(width=None if sys.stdout.isatty() else 160)
         check = partial(preflight, skip_broken=options.skip_broken)
-        code = sweep(options, work, check, console, cuda_devices())
+        code = (
+            _verify(options.results, console)
+            if options.verify
+            else sweep(options, work, check, console, cuda_devices())
+        )
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,137 @@
+"""The options of `python -m vlprune.sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from vlprune.config import ConfigError
+from vlprune.execution import Execution, KeepWeights, gibibytes
+from vlprune.sweep.settings import AXES, check_values, file_name, parse_set
+
+QUICKSTART = Path("experiments") / "quickstart.toml"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Runs what is not done yet of a table of results, and prints the table. Lists are separated by commas.
+
+    Attributes:
+        table: the table's TOML file; the quickstart where none is given.
+        data: data directory, for tables on real data.
+        models: models to run instead of those of the table.
+        methods: methods to run; the dense model always runs.
+        sparsities: pruned fractions, for example 0.63,0.75.
+        tasks: tasks to run.
+        seeds: seeds to run, for example 0,1,2.
+        set: settings as NAME=VALUE or NAME=VALUE,VALUE that win over the table, such as finetuning.lr=1e-4 or
+            seed=0,1,2; several values multiply. May be given several times.
+        limit: run the same on so many samples of each split, calibrated on about as many.
+        skip_broken: leave out images that are missing or cannot be read, and list them at the end.
+        jobs: worker processes; the number of CUDA devices, or of cores, where it is not given.
+        loader_workers: processes of each worker that read the training images; they change no numbers.
+        dry_run: only say what would run and what is done.
+        status: only say what is done, who is at work on what, and what failed; also while a sweep runs elsewhere.
+        verify: only compare every file of the results directory with what was stored; the table does not count.
+        shard: K/N, do the K-th of N parts of the table, for arrays of N jobs; parts share what they have in common.
+        retry_failed: of the runs that are not done, only do those that failed before.
+        results: the results directory.
+        memory_limit: GiB of gradient rows (chita, chita++) that a worker keeps in memory; more go to disk.
+        spill: directory for gradient rows on disk; the cache of the results where it is not given.
+        keep_weights: which fine-tuned weights stay in the results directory: all, of the seeds of each row the best, or
+            none; where it is not given, until the predictions made with them are stored.
+        checkpoint_seconds: time between two checkpoints of fine-tuning, from which it goes on after a kill.
+    """
+
+    table: Annotated[Path | None, tyro.conf.Positional] = None
+    data: Path | None = None
+    models: str | None = None
+    methods: str | None = None
+    sparsities: str | None = None
+    tasks: str | None = None
+    seeds: str | None = None
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    limit: int | None = None
+    skip_broken: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    jobs: int | None = None
+    loader_workers: int = 0
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    status: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    shard: str | None = None
+    retry_failed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    results: Path = Path("results")
+    memory_limit: float = Execution.memory_limit / 2**30
+    spill: Path | None = None
+    keep_weights: KeepWeights | None = None
+    checkpoint_seconds: float = Execution.checkpoint_seconds
+
+    @property
+    def execution(self) -> Execution:
+        """How and where the runs are made.
+
+        Raises:
+            ConfigError: a number that is not finite or below 0.
+        """
+        return Execution(
+            store=self.results,
+            workers=self.loader_workers,
+            memory_limit=gibibytes(self.memory_limit, "--memory-limit"),
+            spill=self.spill,
+            skip_broken=self.skip_broken,
+            keep_weights=self.keep_weights,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
+
+
+def quickstart() -> Path:
+    """The quickstart's TOML file: of the working directory, else of the clone that this package is in.
+
+    Raises:
+        ConfigError: it is in neither.
+    """
+    for root in (Path(), Path(__file__).resolve().parents[2]):
+        if (root / QUICKSTART).is_file():
+            return root / QUICKSTART
+    raise ConfigError(f"there is no {QUICKSTART} here; run this in a clone of vlprune, or name a TABLE.toml")
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """(number of the part from 0, number of parts) of K/N."""
+    if text is None:
+        return 0, 1
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ConfigError(f"--shard must be K/N with K from 1 to N, such as 3/8, got {text!r}")
+    return int(part) - 1, int(parts)
+
+
+def settings_given(options: Options) -> tuple[dict[str, list[Any]], str]:
+    """{setting: values} of the command line, and what the name of the table gets for them."""
+    kinds: dict[str, Callable[[str], Any]] = {"sparsities": float, "seeds": int}
+    asked = {axis: _split(getattr(options, axis), axis, kinds.get(axis, str)) for axis in AXES}
+    axes = {AXES[axis]: values for axis, values in asked.items() if values is not None}
+    settings = parse_set(options.set)
+    if twice := sorted(axes.keys() & settings.keys()):
+        raise ConfigError(f"{twice[0]} is given twice, by --set and by an option of its own")
+    others = [text for text in options.set if text.partition("=")[0].strip() not in (*AXES.values(), "model")]
+    narrows = "-selection" if axes or len(others) < len(options.set) else ""
+    return {**axes, **settings}, narrows + file_name(others)
+
+
+def _split(text: str | None, option: str, convert: Callable[[str], T]) -> list[T] | None:
+    if text is None:
+        return None
+    try:
+        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
+    if not values:
+        raise ConfigError(f"--{option} names nothing, got {text!r}")
+    check_values(option, values, f"--{option}")
+    return values
