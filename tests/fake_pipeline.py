@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -189,6 +190,27 @@ def work_killed_once(job: Job, execution: Execution, stopping: Stopping) -> None
     method = job.configs[0].pruning.method
     if job.is_run and (method == "lamp" or (method == "omp" and attempts == 1)):
         os.kill(os.getpid(), 9)
+    work(job, execution, stopping)
+
+
+def work_on_a_full_disk(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """No run but that of the dense model can be stored."""
+    if job.is_run and job.configs[0].pruning.method != "dense":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "record.json")
+    work(job, execution, stopping)
+
+
+def work_that_fails_alike(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """Every pruned run fails with the same message."""
+    if job.is_run and job.configs[0].pruning.method != "dense":
+        raise RuntimeError("a library is broken")
+    work(job, execution, stopping)
+
+
+def work_of_broken_lamp(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """Every run of LAMP fails with the same message."""
+    if job.is_run and job.configs[0].pruning.method == "lamp":
+        raise RuntimeError("LAMP is broken")
     work(job, execution, stopping)
 
 

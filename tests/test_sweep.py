@@ -360,6 +360,34 @@ def test_weights_that_several_rows_share_stay_if_one_of_the_rows_is_the_best(tmp
     assert {path for path in shared if path.exists()} == {max(runs)[2] for runs in best.values()}
 
 
+def test_a_sweep_that_cannot_go_on_stops_and_goes_on_when_it_can(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, models="tiny-blip")
+    code, text = go(options, fake_pipeline.work_on_a_full_disk)
+    assert code == 3
+    assert "3 runs finished, 1 failed" in text
+    assert re.search(r"^stopped: OSError: .*No space left on device: 'record.json'; what is done is stored", text, re.M)
+    code, text = go(options, fake_pipeline.work_that_fails_alike)
+    assert code == 3
+    assert "stopped: the last 7 runs failed alike: RuntimeError: a library is broken" in text  # six of one method
+    assert go(options)[0] == 0
+
+
+def test_a_method_that_always_fails_stops_no_other(tmp_path, table):
+    options = Options(table=table, results=tmp_path, jobs=1, models="tiny-blip")
+    code, text = go(options, fake_pipeline.work_of_broken_lamp)
+    assert code == 1
+    assert "15 runs finished, 6 failed" in text
+
+
+def test_a_table_that_cannot_be_written_hides_no_failed_run(tmp_path, table):
+    (tmp_path / "tables").write_text("a file where a directory should be")
+    options = Options(table=table, results=tmp_path, jobs=1, models="tiny-blip", tasks="vqa")
+    code, text = go(options, fake_pipeline.work_broken)
+    assert code == 3
+    assert "the table cannot be written" in text
+    assert "failed: tiny-blip lamp@63% vqa seed 0: RuntimeError: no luck" in text
+
+
 def test_shards_do_each_run_once_and_the_last_prints_the_whole_table(tmp_path, table):
     done = []
     for part in ("1/3", "2/3", "3/3"):

@@ -28,13 +28,14 @@ from vlprune.stages.tuned import settle
 from vlprune.store.manifest import write_manifest
 from vlprune.store.record import ERROR, predictions_path, run_directory
 from vlprune.store.verify import verify
-from vlprune.sweep.engine import Work, cuda_devices, execute
+from vlprune.sweep.engine import Stopped, Work, cuda_devices, execute
 from vlprune.sweep.options import Options, parse_shard, quickstart, settings_given
 from vlprune.sweep.plan import Plan, plan
 from vlprune.sweep.progress import Progress, clock
 from vlprune.sweep.status import failed, status
 from vlprune.sweep.table import Cell, load_table
 
+STOPPED = 3
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -45,7 +46,7 @@ def sweep(
     console: Console,
     devices: Sequence[str] = (),
 ) -> int:
-    """Runs and prints a table; the exit code is 0, or 1 where a run failed.
+    """Runs and prints a table; the exit code is 0, or 1 where a run failed, or STOPPED where the sweep could not go on.
 
     Args:
         options: the options of the command line.
@@ -91,10 +92,16 @@ def sweep(
     left_out = check([cell.config for cell in pending]) if pending else []
     write_manifest(options.results, planned.manifest())
     n_workers = min(options.jobs or len(devices) or _cores(), max(len(pending), 1))
-    errors = _run(planned, pending, work, execution, n_workers, console, devices)
+    errors, stopped = _run(planned, pending, work, execution, n_workers, console, devices)
     if options.keep_weights == "best":
         _keep_best(planned, options.results)
-    _print_results(planned, options.results, console)
+    try:
+        _print_results(planned, options.results, console)
+    except OSError as error:
+        console.print(
+            f"the table cannot be written: {error}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
+        stopped = stopped or str(error)
     if options.keep_weights == "all" and (gone := _without_weights(planned, options.results)):
         text = f"the fine-tuned weights of {gone} runs that were finished before are gone; they are not trained again"
         console.print(text, highlight=False)
@@ -107,6 +114,10 @@ def sweep(
             where = run_directory(options.results, key) / ERROR
             text = f"failed: {cell}: {errors[cell]} ({where})"
             console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    if stopped:
+        text = f"stopped: {stopped}; what is done is stored, the same command goes on when that is mended"
+        console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        return STOPPED
     return 1 if errors else 0
 
 
@@ -147,30 +158,37 @@ def _run(
     n_workers: int,
     console: Console,
     devices: Sequence[str],
-) -> dict[Cell, str]:
+) -> tuple[dict[Cell, str], str]:
+    """{cell: why it failed}, and why the sweep stopped before its end, "" where it did not."""
     errors: dict[Cell, str] = {}
+    done, stopped = 0, ""
     if not pending:
-        return errors
+        return errors, stopped
     assert execution.store is not None
     began = time.monotonic()
     places = {key: (cell, own.tuned) for key, cell, own in planned.places() if cell in pending}
     waiting = Counter(tuned.key for _, tuned in places.values())
-    with (
-        Progress(planned, pending, execution.store, n_workers, console) as progress,
-        closing(execute(planned.jobs(pending, execution.store), work, execution, n_workers, devices)) as events,
-    ):
-        for event in events:
-            progress.show(event)
-            if event.job.is_run and event.kind in ("failed", "finished"):
+    try:
+        with (
+            Progress(planned, pending, execution.store, n_workers, console) as progress,
+            closing(execute(planned.jobs(pending, execution.store), work, execution, n_workers, devices)) as events,
+        ):
+            for event in events:
+                progress.show(event)
+                if not event.job.is_run or event.kind not in ("failed", "finished"):
+                    continue
                 cell, tuned = places[event.job.name]
                 waiting[tuned.key] -= 1
                 if event.kind == "failed":
                     errors[cell] = event.message
-                elif not waiting[tuned.key]:
+                    continue
+                done += 1
+                if not waiting[tuned.key]:
                     settle(tuned, execution)
-    done = len(pending) - len(errors)
+    except Stopped as stop:
+        stopped = str(stop)
     console.print(f"{done} runs finished, {len(errors)} failed, in {clock(time.monotonic() - began)}", highlight=False)
-    return errors
+    return errors, stopped
 
 
 def _keep_best(planned: Plan, results: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -32,6 +33,9 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 ATTEMPTS = 2
 ELSEWHERE = "made by another sweep"
 WAIT = 1.0  # seconds until a job is looked at again that somebody else is at work on
+ALIKE = 5  # runs in a row that fail with one message, after which a sweep stops
+# What fails every run alike: a disk that is full or may not be written to.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 GRACE = 30.0  # seconds in which a worker that is asked to stop may store where it was
 
 
@@ -46,12 +50,43 @@ class Event:
         seconds: since it started.
         message: the error or the warning, one line; of a job that waits, who is at work on it; of a finished one,
             ELSEWHERE where another sweep did it.
+        fatal: whether what made the job fail will make all others fail.
     """
 
     kind: Literal["started", "finished", "failed", "retried", "waiting", "warned"]
     job: Job
     seconds: float = 0.0
     message: str = ""
+    fatal: bool = False
+
+
+class Stopped(Exception):
+    """A sweep that cannot go on; the message is one line that says why."""
+
+
+class _Streak:
+    """Failures in a row that are all alike."""
+
+    def __init__(self) -> None:
+        self.message, self.jobs = "", list[Job]()
+
+    def note(self, event: Event) -> None:
+        """Notes how a run ended.
+
+        Raises:
+            Stopped: nothing speaks for the other runs to fare better.
+        """
+        if event.fatal:
+            raise Stopped(event.message)
+        if not event.job.is_run or event.kind not in ("finished", "failed"):
+            return
+        if event.kind == "finished" or event.message != self.message:
+            self.message, self.jobs = event.message, []
+        if event.kind == "failed":
+            self.jobs.append(event.job)
+        # A method that fails by itself stops no other.
+        if len(self.jobs) >= ALIKE and len({job.configs[0].pruning.method for job in self.jobs}) > 1:
+            raise Stopped(f"the last {len(self.jobs)} runs failed alike: {self.message}")
 
 
 def cuda_devices() -> list[str]:
@@ -78,7 +113,12 @@ def execute(
         execution: how and where, with a store.
         n_workers: number of worker processes.
         devices: of `cuda_devices`; each worker sees one of them.
+
+    Raises:
+        Stopped: the disk is full or may not be written to, or runs of several methods failed alike one after another;
+            the workers have stored where they were.
     """
+    streak = _Streak()
     pending, done = list(jobs), {name for job in jobs for name in job.after} - {job.name for job in jobs}
     attempts: dict[str, int] = {}
     later: dict[str, float] = {}  # when a job is looked at again that somebody else is at work on
@@ -127,6 +167,7 @@ def execute(
                     later[event.job.name] = time.monotonic() + WAIT
                     pending.append(event.job)
                 yield event
+                streak.note(event)
                 if event.kind == "finished":
                     done.add(event.job.name)
                 elif event.kind == "failed":
@@ -210,6 +251,8 @@ class _Worker:
         if kind == "warned":
             return Event("warned", job, seconds, message)
         self.job = None
+        if kind == "fatal":
+            return Event("failed", job, seconds, message, fatal=True)
         if kind == "died":
             self.connection.close()
             self.join()
@@ -338,7 +381,8 @@ def _attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], 
     except Exception as error:
         # Whatever a job raises is the result of that job; the others go on.
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        return "failed", _store(message, job, execution, traceback.format_exc())
+        kind = "fatal" if isinstance(error, OSError) and error.errno in DISK else "failed"
+        return kind, _store(message, job, execution, traceback.format_exc())
     if job.is_run:
         (run_directory(execution.store, job.name) / ERROR).unlink(missing_ok=True)
     return "finished", ""
