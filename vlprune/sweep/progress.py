@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -43,8 +44,13 @@ class _Bar(Bar):
     """
 
     def __init__(self, working: Callable[[], list[str]], *columns: ProgressColumn, **options: Any) -> None:
-        self._look, self._lines, self._next = working, list[str](), 0.0
+        self._look, self._lines, self._next = working, list[str](), math.inf
         super().__init__(*columns, **options)
+
+    def start(self) -> None:
+        """Begins to draw."""
+        self._next = 0.0
+        super().start()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bar and the lines."""
@@ -137,7 +143,8 @@ class Progress:
         self.bar.update(self.meter, completed=self.total - len(self.left), description=self._times())
 
     def _working(self) -> list[str]:
-        """A line for each running job: what it does, as its lease says."""
+        """A line for each running job: what it does, as its lease says; the times of the bar go on meanwhile."""
+        self.bar.update(self.meter, description=self._times())
         lines = []
         for job, began in list(self.running.items()):
             sign = next(filter(None, (holder(self.results / file) for file in job.files)), None)
