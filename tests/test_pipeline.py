@@ -351,6 +351,16 @@ def test_options_of_a_family_change_the_model_and_the_key(config, execution):
         run(replace(own, model=ModelConfig(config.model.name, Options(promt="x"))), execution)
 
 
+@pytest.mark.parametrize(("keep", "left"), [("all", True), ("best", True), (None, False), ("none", False)])
+def test_weights_that_were_stored_for_a_while_go_or_stay_as_a_later_run_asks(config, execution, keep, left):
+    run(config, replace(execution, keep_weights="all"))
+    path = chain(config, Fingerprints()).tuned.path(execution.store)
+    note = read_note(path)
+    write_note(path, replace(note, facts={**note.facts, "temporary": True}), note.sha256)  # as a killed sweep leaves it
+    run(replace(config, task=replace(config.task, options=Options(k_test=11))), replace(execution, keep_weights=keep))
+    assert path.exists() == left
+
+
 def test_weights_that_were_stored_for_a_while_stay_where_a_later_run_asks_for_them(config, execution, finetuned):
     run(config, replace(execution, keep_weights="all"))
     stage = chain(config, Fingerprints()).tuned

@@ -115,7 +115,7 @@ def settle(tuned: Stage[Tuned], execution: Execution) -> None:
     path = tuned.path(execution.store)
     if not path.exists() or (note := read_note(path)) is None or not note.facts.get("temporary"):
         return
-    if execution.keep_weights is None:
+    if execution.keep_weights in (None, "none"):
         path.unlink(missing_ok=True)
     else:
         write_note(path, replace(note, facts={**note.facts, "temporary": False}), note.sha256)
