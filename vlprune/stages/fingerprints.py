@@ -14,6 +14,7 @@ from vlprune.models.registry import get_family
 from vlprune.pruners import PRUNERS
 from vlprune.selection import VERSION as SELECTION_VERSION
 from vlprune.store.code import code_digest
+from vlprune.store.keys import digest
 
 
 class Fingerprints:
@@ -65,7 +66,7 @@ class Fingerprints:
     def prepared(self, config: TaskConfig, task: Task) -> dict[str, Any]:
         """Of what a task prepares to predict: its training examples, or the answers that the data comes with."""
         listed = load_answers(config.data) if task.examples == "questions" else None
-        return self.split(config, task.examples, config.train) if listed is None else {"answers": listed}
+        return self.split(config, task.examples, config.train) if listed is None else {"answers": digest(listed)}
 
     def split(self, task: TaskConfig, kind: str, split: str) -> dict[str, Any]:
         """Of the examples of a split of a task's data."""
