@@ -212,8 +212,3 @@ def work_of_broken_lamp(job: Job, execution: Execution, stopping: Stopping) -> N
     if job.is_run and job.configs[0].pruning.method == "lamp":
         raise RuntimeError("LAMP is broken")
     work(job, execution, stopping)
-
-
-def check(configs) -> list[str]:
-    """Everything can be loaded."""
-    return []

@@ -13,8 +13,10 @@ from vlprune.execution import Execution
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.store.lease import claimed
 from vlprune.store.record import load_records, read_record, run_directory
-from vlprune.sweep.engine import ELSEWHERE, cuda_devices, execute
-from vlprune.sweep.plan import plan, schedule
+from vlprune.sweep.engine import ELSEWHERE, execute
+from vlprune.sweep.local import LocalPool
+from vlprune.sweep.plan import schedule
+from vlprune.sweep.planner import Planner, plan
 from vlprune.sweep.table import load_table
 
 TABLE = """
@@ -41,7 +43,7 @@ def planned(tmp_path, text):
 
 def jobs_of(tmp_path, text):
     own = planned(tmp_path, text)
-    return own.jobs(own.table.cells, tmp_path)
+    return own.jobs(own.runs, tmp_path)
 
 
 def small(tmp_path, *methods):
@@ -49,7 +51,8 @@ def small(tmp_path, *methods):
 
 
 def run(jobs, work, tmp_path, n_workers, devices=()):
-    return execute(jobs, work, Execution(store=tmp_path), n_workers, devices)
+    execution = Execution(store=tmp_path)
+    return execute(jobs, LocalPool(work, execution, n_workers, devices), execution)
 
 
 def kinds(events):
@@ -61,7 +64,7 @@ def method_of(job):
 
 
 def test_dense_rows_come_first_then_row_by_row(tmp_path):
-    order = schedule(planned(tmp_path, TABLE).table.cells)
+    order = [run.cell for run in schedule(planned(tmp_path, TABLE).runs)]
     assert [cell.row[:2] for cell in order[:4]] == [("tiny-blip", "dense")] * 2 + [("tiny-xvlm", "dense")] * 2
     rows = [cell.row for cell in order]
     assert all(rows[i] == rows[i + 1] for i in range(0, len(rows), 2))
@@ -210,7 +213,7 @@ def test_cuda_devices_are_those_visible(monkeypatch, visible, count, found):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    assert cuda_devices() == found
+    assert Planner().devices() == found
 
 
 def test_closing_stops_the_workers(tmp_path):
@@ -229,18 +232,21 @@ import sys
 from pathlib import Path
 import fake_pipeline
 from vlprune.execution import Execution
-from vlprune.stages.fingerprints import Fingerprints
 from vlprune.sweep.engine import execute
-from vlprune.sweep.plan import plan
-from vlprune.sweep.table import load_table
+from vlprune.sweep.local import LocalPool
 
 if __name__ == "__main__":
+    from vlprune.stages.fingerprints import Fingerprints
+    from vlprune.sweep.planner import plan
+    from vlprune.sweep.table import load_table
+
     # A job in the background starts with the signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     root = Path(sys.argv[1])
     own = plan(load_table(root / "t.toml"), Fingerprints())
     work = getattr(fake_pipeline, sys.argv[2])
-    for event in execute(own.jobs(own.table.cells, root), work, Execution(store=root), 2):
+    execution = Execution(store=root)
+    for event in execute(own.jobs(own.runs, root), LocalPool(work, execution, 2), execution):
         pass
 """
 

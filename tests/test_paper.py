@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from eval import command, get_task
 from vlprune.config import CalibrationConfig
 from vlprune.models import build_model, save_model
 from vlprune.store.record import load_records
-from vlprune.sweep.__main__ import Options, sweep
-from vlprune.sweep.preflight import preflight
+from vlprune.sweep.command import sweep
+from vlprune.sweep.local import LocalPool
+from vlprune.sweep.options import Options
+from vlprune.sweep.planner import Planner
 from vlprune.sweep.table import load_table
 from vlprune.sweep.worker import work
 
@@ -97,7 +100,7 @@ def test_the_table_of_a_model_runs_on_a_few_samples(model, methods, data, tmp_pa
         results=tmp_path / "results",
     )
     console = Console(file=io.StringIO(), width=200)
-    code = sweep(options, work, preflight, console)
+    code = sweep(options, Planner(), partial(LocalPool, work), console)
     text = console.file.getvalue()
     assert code == 0, text
     assert f"{model.name}-limit-8-selection: 6 runs, 0 done" in text

@@ -23,8 +23,10 @@ from vlprune.models import FAMILIES, MODELS, load_model
 from vlprune.models.registry import get_family
 from vlprune.pruners import PRUNERS
 from vlprune.statistics import STATISTICS
-from vlprune.sweep import __main__ as sweep
-from vlprune.sweep.options import Options, quickstart, settings_given
+from vlprune.sweep.command import sweep
+from vlprune.sweep.options import Options, quickstart
+from vlprune.sweep.planner import Planner
+from vlprune.sweep.settings import settings_given
 from vlprune.sweep.table import load_table
 from vlprune.testing import check_pruner
 
@@ -91,7 +93,7 @@ def dry_sweep(words: list[str]) -> None:
     data = None if options.data is None else str(options.data.resolve())
     table = load_table(options.table or quickstart(), given, data, options.limit)
     if {cell.config.model.name for cell in table.cells} <= MODELS.keys():
-        assert sweep.sweep(options, _never, _never, Console(quiet=True)) == 0
+        assert sweep(options, Planner(), _never, Console(quiet=True)) == 0
 
 
 def _never(*_: object) -> None:

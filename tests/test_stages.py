@@ -205,7 +205,7 @@ def test_the_settings_that_a_method_reads():
 
 def test_each_file_is_looked_at_once(config, monkeypatch):
     read = []
-    found = Fingerprint("digest", "listing")
+    found = Fingerprint("digest", "listing", ())
     monkeypatch.setattr(module, "take_model_fingerprint", lambda name: read.append(name) or found)
     known = Fingerprints()
     for seed in range(3):

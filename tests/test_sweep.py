@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import fake_pipeline
@@ -17,7 +18,11 @@ from vlprune.store.artifacts import Note, note_path, written
 from vlprune.store.lease import claimed
 from vlprune.store.record import load_records, predictions_path, read_record
 from vlprune.store.verify import verify
-from vlprune.sweep.__main__ import Options, main, sweep
+from vlprune.sweep.__main__ import main
+from vlprune.sweep.command import sweep
+from vlprune.sweep.local import LocalPool
+from vlprune.sweep.options import Options
+from vlprune.sweep.planner import Planner
 
 TABLE = """
 [[grid]]
@@ -35,9 +40,27 @@ def table(tmp_path):
     return path
 
 
-def go(options, work=fake_pipeline.work, terminal=False, check=fake_pipeline.check, devices=()):
+class FakePlanner(Planner):
+    """Plans, and finds that all can be loaded."""
+
+    def __init__(self, check=None, devices=()):
+        self._check, self._devices, self.plans = check, list(devices), 0
+
+    def plan(self, options):
+        self.plans += 1
+        return super().plan(options)
+
+    def check(self, configs, *, skip_broken):
+        return [] if self._check is None else self._check(configs)
+
+    def devices(self):
+        return self._devices
+
+
+def go(options, work=fake_pipeline.work, terminal=False, check=None, devices=(), planner=None):
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
-    code = sweep(options, work, check, console, devices)
+    planner = planner or FakePlanner(check, devices)
+    code = sweep(options, planner, partial(LocalPool, work), console)
     return code, console.file.getvalue()
 
 
@@ -318,22 +341,20 @@ def test_the_best_seed_of_each_row_keeps_its_weights(tmp_path, table):
     few = {"tasks": "vqa", "models": "tiny-blip", "methods": "omp", "sparsities": "0.9", "seeds": "0,1,2"}
     options = Options(table=table, results=tmp_path, jobs=1, **few, keep_weights="best")
     go(options)
-    from vlprune.sweep.plan import plan
+    from vlprune.sweep.planner import plan
     from vlprune.sweep.table import load_table
 
     given = {"task.name": ["vqa"], "model.name": ["tiny-blip"], "pruning.method": ["omp"], "pruning.sparsity": [0.9]}
     planned = plan(load_table(table, {**given, "seed": [0, 1, 2]}), Fingerprints())
-    for own in planned.chains:
-        own.tuned.path(tmp_path).parent.mkdir(parents=True, exist_ok=True)
-        own.tuned.path(tmp_path).touch()
+    for run in planned.runs:
+        (tmp_path / run.tuned.file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / run.tuned.file).touch()
     go(options)
-    kept = [cell for cell, own in zip(planned.table.cells, planned.chains) if own.tuned.path(tmp_path).exists()]
+    kept = [run for run in planned.runs if (tmp_path / run.tuned.file).exists()]
     records = planned.records(tmp_path)
-    best = max(
-        (cell for cell in records if cell.config.pruning.method == "omp"), key=lambda c: records[c].metrics["accuracy"]
-    )
-    assert [cell.config.pruning.method for cell in kept] == ["dense", "omp"]
-    assert best in kept
+    pruned = [run for run in planned.runs if run.cell.config.pruning.method == "omp"]
+    assert [run.cell.config.pruning.method for run in kept] == ["dense", "omp"]
+    assert max(pruned, key=lambda run: records[run.key].metrics["accuracy"]) in kept
 
 
 def test_weights_that_several_rows_share_stay_if_one_of_the_rows_is_the_best(tmp_path, table):

@@ -2,7 +2,7 @@ import pytest
 
 from vlprune.config import CalibrationConfig, ConfigError, Options, PruningConfig, RunConfig, TaskConfig
 from vlprune.stages.fingerprints import Fingerprints
-from vlprune.sweep.plan import plan
+from vlprune.sweep.planner import plan
 from vlprune.sweep.settings import parse_set
 from vlprune.sweep.table import limited, load_table
 
@@ -49,7 +49,7 @@ def test_lists_multiply_and_the_dense_run_is_there_once(tmp_path):
     assert table.name == "t"
     assert len(places) == len(set(places)) == 2 * 2 * (1 + 2 * 2) + 1
     assert places.count(("tiny-blip", "dense", "", 0.0, "vqa", 0)) == 1
-    assert len(set(planned(table).keys)) == len(places)
+    assert len(planned(table).by_key) == len(places)
 
 
 def test_settings_of_task_and_entry_win_over_base(tmp_path):
@@ -189,7 +189,7 @@ def test_a_limited_table_has_another_name_and_other_runs(tmp_path):
     assert few.name == "t-limit-4"
     assert {cell.config.task.limit for cell in few.cells} == {4}
     assert {c.config.calibration.batch_size for c in few.cells if c.config.pruning.method != "dense"} == {2}
-    assert not set(planned(whole).keys) & set(planned(few).keys)
+    assert not planned(whole).by_key.keys() & planned(few).by_key.keys()
     chita = next(cell for cell in few.cells if cell.config.pruning.method == "chita++")
     assert dict(chita.config.pruning.options) == {"steps": 2, "step_batches": 1}
 
@@ -243,7 +243,7 @@ def test_a_method_may_be_there_in_several_variants_and_the_dense_run_once(tmp_pa
         ("chita++", "alignment=4 lam=0.1"),
         ("omp", "pattern=2:4"),
     ]
-    assert len(set(planned(table).keys)) == 5
+    assert len(planned(table).by_key) == 5
     assert [str(cell) for cell in table.cells] == [
         "tiny-xvlm dense vqa seed 0",
         "tiny-xvlm chita++@50% alignment=1 lam=0.01 vqa seed 0",
@@ -309,10 +309,10 @@ def test_options_at_their_defaults_make_no_variant(tmp_path):
 
 
 def test_a_dense_run_is_the_same_one_under_every_calibration_and_pruning(tmp_path):
-    plain = planned(load(tmp_path, "[[grid]]\n" + GRID)).keys[0]
+    plain = planned(load(tmp_path, "[[grid]]\n" + GRID)).runs[0].key
     grid = GRID.replace("0.9", "0.5").replace("omp", "snip")
     other = load(tmp_path, "[[grid]]\n" + grid + "calibration.alignment = 4\npruning.pattern = '2:4'\n")
-    assert planned(other).keys[0] == plain
+    assert planned(other).runs[0].key == plain
     assert [cell.row[2] for cell in other.cells] == ["", "alignment=4 pattern=2:4"]
 
 

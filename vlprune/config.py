@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -62,11 +62,22 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return _build(cls, values, f"{where}: " if where else "", "")
 
 
+@cache
+def hints(cls: type) -> dict[str, Any]:
+    """{field: type} of a dataclass, without the ranges that annotations give."""
+    return get_type_hints(cls)
+
+
+@cache
+def _adapter(cls: type, name: str) -> TypeAdapter:
+    return TypeAdapter(get_type_hints(cls, include_extras=True)[name])
+
+
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str, path: str) -> T:
-    hints = get_type_hints(cls)
+    kinds = hints(cls)
     ready = {
-        name: _build(hints[name], value, prefix, f"{path}{name}.")
-        if is_dataclass(hints.get(name)) and isinstance(value, Mapping)
+        name: _build(kinds[name], value, prefix, f"{path}{name}.")
+        if is_dataclass(kinds.get(name)) and isinstance(value, Mapping)
         else _tuples(value)
         for name, value in values.items()
     }
@@ -85,7 +96,7 @@ def check_field(cls: type, name: str, value: Any, where: str) -> None:
         ConfigError: a value of another type or out of range; `where` names the place and the field.
     """
     try:
-        TypeAdapter(get_type_hints(cls, include_extras=True)[name]).validate_python(_tuples(value), strict=True)
+        _adapter(cls, name).validate_python(_tuples(value), strict=True)
     except ValidationError as error:
         raise ConfigError(_sentence(error, cls, where)) from None
 

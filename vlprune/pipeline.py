@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,9 @@ from vlprune.stages.masks import masks_stage
 from vlprune.stages.predictions import Predictions, predictions_stage
 from vlprune.stages.record import record_stage
 from vlprune.stages.stage import Bench, Stage, obtain
-from vlprune.stages.tuned import Tuned, settle, tuned_stage
+from vlprune.stages.tuned import Tuned, tuned_stage
 from vlprune.store.record import Record
+from vlprune.store.weights import settle
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,15 @@ class Chain:
     predictions: Stage[Predictions]
     record: Stage[Record]
 
-    def of_kind(self, kind: str) -> Sequence[Stage]:
-        """The stages of a kind: several statistics, one or no stage of masks, one of each other."""
-        found = getattr(self, kind)
-        return found if isinstance(found, tuple) else () if found is None else (found,)
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages in their order: several statistics, one or no stage of masks, one of each other."""
+        masks = () if self.masks is None else (self.masks,)
+        return *self.statistics, *masks, self.tuned, self.predictions, self.record
+
+    def of_kind(self, kind: str) -> list[Stage]:
+        """The stages of a kind."""
+        return [stage for stage in self.stages if stage.kind == kind]
 
 
 def chain(config: RunConfig, known: Fingerprints) -> Chain:
@@ -67,8 +73,10 @@ def chain(config: RunConfig, known: Fingerprints) -> Chain:
     predictions = predictions_stage(config, tuned, known)
     keys = {stage.kind: stage.key for stage in (masks, tuned, predictions) if stage is not None}
     comparable = unpruned(config)
-    settings = predictions.key if config == comparable else chain(comparable, known).predictions.key
-    record = record_stage(config, predictions, known, stages={**keys, "settings": settings})
+    if comparable not in known.settings:
+        same = config == comparable
+        known.settings[comparable] = predictions.key if same else chain(comparable, known).predictions.key
+    record = record_stage(config, predictions, known, stages={**keys, "settings": known.settings[comparable]})
     return Chain(masks.inputs if masks else (), masks, tuned, predictions, record)
 
 
@@ -93,8 +101,8 @@ def run(config: RunConfig, execution: Execution | None = None) -> Record:
     stages = chain(config, Fingerprints(skip_broken=skip))
     check_metrics(config.task, config.task.test, skip_broken=skip)
     [record] = obtain([stages.record], bench)
-    if bench.execution.store is not None:
-        settle(stages.tuned, bench.execution)
+    if (store := bench.execution.store) is not None:
+        settle(stages.tuned.path(store), bench.execution.keep_weights)
     return record
 
 

@@ -16,9 +16,9 @@ from vlprune.data import karpathy, lists, scenes, tables
 from vlprune.data.images import SUFFIXES, list_files, stat_file
 from vlprune.data.source import DATASETS, TABLES, Directory, Hub, cache_home, find_source
 from vlprune.store.atomic import write_text
+from vlprune.store.identity import SETTLED
 
 EDGE = 4096  # bytes of an image's or a table's start, and of its end, that are read
-SETTLED = 2.0  # seconds after which a further change of a file is sure to show in its times
 CARDS = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # where `datasets` finds the splits of a directory
 
 
@@ -30,11 +30,13 @@ class Fingerprint(NamedTuple):
         listing: hash of the names, sizes, times and inodes of all files. It changes with every change of a file, and
             with copies, too.
         settled: whether the listing is sure to change with the next change of a file.
+        paths: the files, and all folders below the directory.
     """
 
     contents: str
     listing: str
     settled: bool
+    paths: tuple[str, ...] = ()
 
 
 class _File(NamedTuple):
@@ -87,11 +89,13 @@ def take_fingerprint(source: Directory | Hub) -> Fingerprint:
     given = [os.path.relpath(path, source.root) for path in source.files]
     place = hashlib.sha256(f"{source.root.resolve()}\n{source.whole} {given}".encode())
     kept = cache_home() / "fingerprints" / f"{place.hexdigest()[:16]}.json"
+    folders = [folder for folder, _, _ in os.walk(source.root)] if source.whole else [str(source.root)]
+    paths = (*(file.path for file in files), *folders)
     settled = all(max(file.modified, file.changed) < (time.time() - SETTLED) * 1e9 for file in files)
     try:
         before = json.loads(kept.read_text())
         if before["listing"] == listing:
-            return Fingerprint(before["contents"], listing, settled)
+            return Fingerprint(before["contents"], listing, settled, paths)
     except (OSError, ValueError, KeyError, TypeError):  # not kept yet, or by something else
         pass
     contents = _hash(files, source)
@@ -99,7 +103,7 @@ def take_fingerprint(source: Directory | Hub) -> Fingerprint:
         with suppress(OSError):  # without the cache it is only slower
             data = str(source.root.resolve())
             write_text(kept, json.dumps({"listing": listing, "contents": contents, "data": data}))
-    return Fingerprint(contents, listing, settled)
+    return Fingerprint(contents, listing, settled, paths)
 
 
 def _files(source: Directory) -> Iterator[_File]:

@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from vlprune.store.identity import Identity, identity
+
 
 class Fingerprint(NamedTuple):
     """What is known of the present files of a model.
@@ -15,10 +17,12 @@ class Fingerprint(NamedTuple):
     Attributes:
         contents: short hash of their contents.
         listing: sizes, times and inodes of the files, which change with every change of a file, and with copies, too.
+        paths: the files, and the folders that hold them.
     """
 
     contents: str
     listing: str
+    paths: tuple[str, ...]
 
 
 def fingerprint(files: Mapping[str, Path], *texts: str) -> Fingerprint:
@@ -30,21 +34,17 @@ def fingerprint(files: Mapping[str, Path], *texts: str) -> Fingerprint:
     """
     sha, listing = hashlib.sha256(), []
     for role, path in sorted(files.items()):
-        identity = _identity(path)
-        listing.append(identity)
+        looks = identity(path)
+        listing.append(looks)
         # Computed once in a process while the file stays as it is.
-        sha.update(f"{role}\n{_hash(path, identity)}\n".encode())
+        sha.update(f"{role}\n{_hash(path, looks)}\n".encode())
     for text in texts:
         sha.update(text.encode())
-    return Fingerprint(sha.hexdigest()[:16], repr(listing))
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    paths = {str(path) for file in files.values() for path in (file, file.parent)}
+    return Fingerprint(sha.hexdigest()[:16], repr(listing), tuple(sorted(paths)))
 
 
 @lru_cache(maxsize=1024)
-def _hash(path: Path, _identity: tuple[int, ...]) -> str:
+def _hash(path: Path, _identity: Identity) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -28,25 +28,41 @@ class Fingerprints:
         self.skip_broken = skip_broken
         # What the files of a name look like, with which a change shows even if their contents are as before again.
         self.listings: dict[str, str] = {}
-        self._model, self._data = cache(self._look_at_model), cache(self._look_at_data)
-        self._family, self._left_out = cache(family_of), cache(left_out)
+        self.paths: set[str] = set()  # those files, and the folders that hold them
+        self.settings: dict[RunConfig, str] = {}  # {unpruned run: the key of its predictions}
+        self._files, self._data = cache(self._look_at_model), cache(self._look_at_data)
+        self._left_out, self._answers = cache(left_out), cache(self._look_at_answers)
+        self._model = cache(self._look_at_family)
 
     def _look_at_model(self, name: str) -> str:
         found = take_model_fingerprint(name)
         self.listings[f"model {name}"] = found.listing
+        self.paths |= set(found.paths)
         return found.contents
 
     def _look_at_data(self, name: str) -> str:
         found = take_data_fingerprint(name)
         self.listings[f"data {name}"] = found.listing
+        self.paths |= set(found.paths)
         return found.contents
+
+    def _look_at_answers(self, name: str) -> str | None:
+        listed = load_answers(name)
+        return None if listed is None else digest(listed)
+
+    def _look_at_family(self, config: ModelConfig) -> dict[str, Any]:
+        adapter = family_of(config.name)
+        code = [models.VERSION, code_digest(adapter, get_family(adapter.family).load, options=adapter.options)]
+        options = changed(build(adapter.options, config.options, "model.options"))
+        return {"files": self.model_files(config.name), "code": code, **({"options": options} if options else {})}
+
+    def model_files(self, name: str) -> str:
+        """Of the files of a pretrained model."""
+        return self._files(name)
 
     def model(self, config: ModelConfig) -> dict[str, Any]:
         """Of a pretrained model: its files, its family's code, the options that were given."""
-        adapter = self._family(config.name)
-        code = [models.VERSION, code_digest(adapter, get_family(adapter.family).load, options=adapter.options)]
-        options = changed(build(adapter.options, config.options, "model.options"))
-        return {"files": self._model(config.name), "code": code, **({"options": options} if options else {})}
+        return self._model(config)
 
     def data(self, name: str) -> list[Any]:
         """Of a data set: its files, and the version of what reads them."""
@@ -65,8 +81,8 @@ class Fingerprints:
 
     def prepared(self, config: TaskConfig, task: Task) -> dict[str, Any]:
         """Of what a task prepares to predict: its training examples, or the answers that the data comes with."""
-        listed = load_answers(config.data) if task.examples == "questions" else None
-        return self.split(config, task.examples, config.train) if listed is None else {"answers": digest(listed)}
+        listed = self._answers(config.data) if task.examples == "questions" else None
+        return self.split(config, task.examples, config.train) if listed is None else {"answers": listed}
 
     def split(self, task: TaskConfig, kind: str, split: str) -> dict[str, Any]:
         """Of the examples of a split of a task's data."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,6 @@ from datasets import Dataset
 from eval import get_task
 from eval.base import Task
 from vlprune.config import FinetuningConfig, RunConfig, build, changed
-from vlprune.execution import Execution
 from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
 from vlprune.finetune.augment import PaperAugmentation
 from vlprune.finetune.checkpoint import Checkpoint
@@ -32,9 +31,10 @@ from vlprune.models import ModelAdapter
 from vlprune.stages.examples import columns, examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
 from vlprune.stages.stage import Bench, Made, Stage
-from vlprune.store.artifacts import note_path, read_note, write_note
+from vlprune.store.artifacts import note_path
 from vlprune.store.atomic import write_text
 from vlprune.store.lease import say
+from vlprune.store.weights import TEMPORARY
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         if store is not None:
             _store_losses(losses_path(stages[0].path(store)), losses, config.finetuning)
         facts = {
-            "temporary": bench.execution.keep_weights is None,
+            TEMPORARY: bench.execution.keep_weights is None,
             "sparsity": zeros_of(model),
             "layer_sparsity": {
                 layer.name: float((model.weight(layer.name) == 0).float().mean()) for layer in model.graph
@@ -104,21 +104,6 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         scratch=(CHECKPOINT, note_path(Path(CHECKPOINT)).name),
         stored=lambda execution: execution.keep_weights != "none",
     )
-
-
-def settle(tuned: Stage[Tuned], execution: Execution) -> None:
-    """Deletes fine-tuned weights that were stored only until the predictions made with them are.
-
-    Weights that are to be kept are marked instead, as those that an earlier sweep stored for a while may be.
-    """
-    assert execution.store is not None
-    path = tuned.path(execution.store)
-    if not path.exists() or (note := read_note(path)) is None or not note.facts.get("temporary"):
-        return
-    if execution.keep_weights in (None, "none"):
-        path.unlink(missing_ok=True)
-    else:
-        write_note(path, replace(note, facts={**note.facts, "temporary": False}), note.sha256)
 
 
 def losses_path(path: Path) -> Path:

@@ -15,5 +15,11 @@ def digest(*parts: Any) -> str:
     Raises:
         TypeError: a part that is no plain value.
     """
-    text = json.dumps(to_plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(parts, default=_plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if (plain := to_plain(value)) is value:
+        raise TypeError(f"{value!r} is no plain value, which a key is made of")
+    return plain

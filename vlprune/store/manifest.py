@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vlprune.config import ConfigError, validated
+from vlprune.config import DENSE, ConfigError, validated
 from vlprune.store.atomic import write_text
 from vlprune.store.record import Record, read_record, run_directory
 
@@ -35,6 +35,11 @@ class Place:
     task: str
     seed: Annotated[int, Field(ge=0)]
     key: str
+
+    def __str__(self) -> str:
+        at = "" if self.method == DENSE else f"@{100 * self.sparsity:g}%"
+        settings = f" {self.variant}" if self.variant else ""
+        return f"{self.model} {self.method}{at}{settings} {self.task} seed {self.seed}"
 
 
 @validated
@@ -95,10 +100,20 @@ def read_manifest(results: Path, name: str) -> Manifest:
     """
     path = manifest_path(results, name)
     try:
-        return TypeAdapter(Manifest).validate_json(path.read_bytes(), strict=True)
+        return parse_manifest(path.read_bytes(), path)
     except FileNotFoundError:
         known = ", ".join(sorted(found.stem for found in path.parent.glob("*.json"))) or "none"
         raise ConfigError(f"no sweep of table {name!r} in {str(results)!r}. There are: {known}") from None
+
+
+def parse_manifest(text: str | bytes, path: Path) -> Manifest:
+    """The manifest that JSON says.
+
+    Raises:
+        ConfigError: it says none; the message names the file that it came from.
+    """
+    try:
+        return TypeAdapter(Manifest).validate_json(text, strict=True)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))

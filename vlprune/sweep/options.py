@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import tyro
 
 from vlprune.config import ConfigError
 from vlprune.execution import Execution, KeepWeights, gibibytes
-from vlprune.sweep.settings import AXES, check_values, file_name, parse_set
 
 QUICKSTART = Path("experiments") / "quickstart.toml"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,29 +106,3 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise ConfigError(f"--shard must be K/N with K from 1 to N, such as 3/8, got {text!r}")
     return int(part) - 1, int(parts)
-
-
-def settings_given(options: Options) -> tuple[dict[str, list[Any]], str]:
-    """{setting: values} of the command line, and what the name of the table gets for them."""
-    kinds: dict[str, Callable[[str], Any]] = {"sparsities": float, "seeds": int}
-    asked = {axis: _split(getattr(options, axis), axis, kinds.get(axis, str)) for axis in AXES}
-    axes = {AXES[axis]: values for axis, values in asked.items() if values is not None}
-    settings = parse_set(options.set)
-    if twice := sorted(axes.keys() & settings.keys()):
-        raise ConfigError(f"{twice[0]} is given twice, by --set and by an option of its own")
-    others = [text for text in options.set if text.partition("=")[0].strip() not in (*AXES.values(), "model")]
-    narrows = "-selection" if axes or len(others) < len(options.set) else ""
-    return {**axes, **settings}, narrows + file_name(others)
-
-
-def _split(text: str | None, option: str, convert: Callable[[str], T]) -> list[T] | None:
-    if text is None:
-        return None
-    try:
-        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
-    if not values:
-        raise ConfigError(f"--{option} names nothing, got {text!r}")
-    check_values(option, values, f"--{option}")
-    return values

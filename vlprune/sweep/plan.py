@@ -1,154 +1,172 @@
-"""A plan: the graph of all stages of a table, each once, as jobs for workers."""
+"""A plan: the graph of all artifacts of a table, each once, and the jobs that make what is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from vlprune.config import DENSE, ConfigError
-from vlprune.pipeline import Chain, chain
-from vlprune.stages.fingerprints import Fingerprints
-from vlprune.stages.stage import Stage
+from vlprune.config import DENSE
 from vlprune.store.artifacts import read_note
 from vlprune.store.manifest import Manifest, Place
 from vlprune.store.record import LOG, Record, read_record, run_directory
+from vlprune.sweep.cells import Cell, Table
 from vlprune.sweep.job import Job
-from vlprune.sweep.table import Cell, Table
 
-SHARED = ("statistics", "masks", "tuned")  # kinds of stages that several runs can have in common, in their order
+SHARED = ("statistics", "masks", "tuned")  # kinds of artifacts that several runs can have in common, in their order
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a plan knows of a stage and its artifact.
+
+    Attributes:
+        kind: "statistics", "masks", "tuned" or "record".
+        key: the digest of all that it depends on.
+        together: the digest of what those that are made in one pass have in common.
+        file: its file below the results directory.
+    """
+
+    kind: str
+    key: str
+    together: str
+    file: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of a table.
+
+    Attributes:
+        cell: its settings, and its place in the table.
+        artifacts: what is made for it and others may need too, in the order in which it is made; last its record.
+    """
+
+    cell: Cell
+    artifacts: tuple[Artifact, ...]
+
+    @property
+    def key(self) -> str:
+        """The key of its record."""
+        return self.artifacts[-1].key
+
+    @property
+    def tuned(self) -> Artifact:
+        """Its fine-tuned weights."""
+        [found] = self.of_kind("tuned")
+        return found
+
+    def of_kind(self, kind: str) -> list[Artifact]:
+        """The artifacts of a kind."""
+        return [artifact for artifact in self.artifacts if artifact.kind == kind]
+
+    def __str__(self) -> str:
+        return str(self.cell)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A table with the keys of its runs.
+    """A table with what is made for each of its cells.
 
     Attributes:
         table: the table.
-        keys: the record key of each cell, in the order of the cells.
-        chains: the stages of each cell.
+        runs: of its cells, in their order.
     """
 
     table: Table
-    keys: tuple[str, ...]
-    chains: tuple[Chain, ...]
+    runs: tuple[Run, ...]
 
-    def places(self) -> Iterator[tuple[str, Cell, Chain]]:
-        """(record key, cell, its stages) of each place."""
-        return zip(self.keys, self.table.cells, self.chains, strict=True)
+    @cached_property
+    def by_key(self) -> dict[str, Run]:
+        """{key of a record: its run}."""
+        return {run.key: run for run in self.runs}
 
-    def records(self, results: Path) -> dict[Cell, Record | None]:
-        """{cell: its record, or None where it is not done}."""
-        return {
-            cell: read_record(run_directory(results, key))
-            for cell, key in zip(self.table.cells, self.keys, strict=True)
-        }
+    def records(self, results: Path) -> dict[str, Record]:
+        """{key: record} of the runs that are done."""
+        found = ((run.key, read_record(run_directory(results, run.key))) for run in self.runs)
+        return {key: record for key, record in found if record is not None}
 
     def manifest(self) -> Manifest:
         """The manifest of the table."""
-        places = (Place(*cell.place, key) for key, cell, _ in self.places())
-        return Manifest(self.table.name, self.table.headlines, self.table.defaults, tuple(places))
+        places = (Place(*run.cell.place, run.key) for run in self.runs)
+        headlines, defaults = dict(self.table.headlines), {m: dict(own) for m, own in self.table.defaults.items()}
+        return Manifest(self.table.name, headlines, defaults, tuple(places))
 
-    def jobs(self, pending: Iterable[Cell], results: Path) -> list[Job]:
-        """The jobs for these cells, in the order that completes the first rows of the table early.
+    def jobs(self, pending: Collection[Run], results: Path) -> list[Job]:
+        """The jobs for these runs, in the order that completes the first rows of the table early.
 
-        What several of these cells share and is not stored yet (statistics, masks, fine-tuned weights) is a job of its
-        own; what one cell needs alone is part of its job.
+        What several of them share and is not stored yet (statistics, masks, fine-tuned weights) is a job of its own;
+        what one run needs alone is part of its job.
         """
-        pending = set(pending)
-        own = {cell: made for _, cell, made in self.places() if cell in pending}
+        asked = set(pending)
+        pending = [run for run in self.runs if run in asked]
         shared: dict[str, Job] = {}
-        needed: dict[Cell, list[str]] = {cell: [] for cell in own}
+        needed: dict[Run, list[str]] = {run: [] for run in pending}
         for kind in SHARED:
-            for name, readers in _passes(own, kind, results).items():
+            for name, readers in _passes(pending, kind, results).items():
                 if len(readers) == 1:
                     continue
-                stages = {stage.key: cell for cell, found in readers.items() for stage in found}
-                files = {stage.key: stage.path(results) for found in readers.values() for stage in found}
-                before = {job for cell in readers for job in needed[cell]}
+                configs = {artifact.key: run.cell.config for run, found in readers.items() for artifact in found}
+                files = {artifact.key: artifact.file for found in readers.values() for artifact in found}
                 shared[name] = Job(
                     kind=kind,
-                    configs=tuple(dict.fromkeys(cell.config for cell in stages.values())),
-                    keys=tuple(stages),
-                    files=tuple(files[key].relative_to(results) for key in stages),
-                    after=tuple(sorted(before)),
+                    configs=tuple(dict.fromkeys(configs.values())),
+                    keys=tuple(files),
+                    files=tuple(files.values()),
+                    after=tuple(sorted({job for run in readers for job in needed[run]})),
                     name=name,
                     log=Path("cache") / kind / f"{name}.{LOG}",
-                    label=_label(kind, list(readers)),
+                    label=_label(kind, [run.cell for run in readers]),
                 )
-                for cell in readers:
-                    needed[cell].append(name)
+                for run in readers:
+                    needed[run].append(name)
         ordered: dict[str, Job] = {}
-        for cell in schedule(own):
-            for name in needed[cell]:
+        for run in schedule(pending):
+            for name in needed[run]:
                 ordered.setdefault(name, shared[name])
-            record = own[cell].record
-            ordered[record.key] = Job(
+            ordered[run.key] = Job(
                 kind="record",
-                configs=(cell.config,),
-                keys=(record.key,),
-                files=(record.path(results).relative_to(results),),
-                after=tuple(needed[cell]),
-                name=record.key,
-                log=Path("runs") / record.key / LOG,
-                label=str(cell),
+                configs=(run.cell.config,),
+                keys=(run.key,),
+                files=(run.artifacts[-1].file,),
+                after=tuple(needed[run]),
+                name=run.key,
+                log=Path("runs") / run.key / LOG,
+                label=str(run),
             )
         return list(ordered.values())
 
 
-def plan(table: Table, known: Fingerprints) -> Plan:
-    """The plan of a table.
+def schedule(runs: Iterable[Run]) -> list[Run]:
+    """The runs in the order that completes the first rows of a table early: dense rows, then row by row."""
+    runs = list(runs)
 
-    Raises:
-        ConfigError: a name in a cell that is not known, files that cannot be read.
-    """
-    chains = []
-    for cell in table.cells:
-        try:
-            chains.append(chain(cell.config, known))
-        except OSError as error:
-            raise ConfigError(f"{cell.where}: the models and data of a run cannot be read: {error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{cell.where}: {error}") from error
-    first: dict[str, Cell] = {}
-    for cell, found in zip(table.cells, chains, strict=True):
-        if (other := first.setdefault(found.record.key, cell)) is not cell:
-            raise ConfigError(f"{cell.where}: {cell} is the same run as {other}, which has another place in the table")
-    return Plan(table, tuple(found.record.key for found in chains), tuple(chains))
+    def rank(axis: Callable[[Cell], object]) -> Callable[[Cell], int]:
+        ranks = {value: i for i, value in enumerate(dict.fromkeys(axis(run.cell) for run in runs))}
+        return lambda cell: ranks[axis(cell)]
 
-
-def schedule(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells in the order that completes the first rows of a table early: dense rows, then row by row."""
-    cells = list(cells)
-
-    def rank(axis: Callable[[Cell], object]) -> dict[object, int]:
-        return {value: i for i, value in enumerate(dict.fromkeys(axis(cell) for cell in cells))}
-
-    axes: Sequence[Callable[[Cell], object]] = (
-        lambda cell: cell.config.model,
-        lambda cell: cell.label,
-        lambda cell: cell.config.pruning.sparsity,
-        lambda cell: cell.config.seed,
-        lambda cell: cell.config.task.name,
+    axes = (
+        rank(lambda cell: cell.config.model),
+        rank(lambda cell: cell.label),
+        rank(lambda cell: cell.config.pruning.sparsity),
+        rank(lambda cell: cell.config.seed),
+        rank(lambda cell: cell.config.task.name),
     )
-    ranks = [rank(axis) for axis in axes]
-    return sorted(
-        cells,
-        key=lambda cell: (
-            cell.config.pruning.method != DENSE,
-            *(rank[axis(cell)] for axis, rank in zip(axes, ranks, strict=True)),
-        ),
-    )
+    return sorted(runs, key=lambda run: (run.cell.config.pruning.method != DENSE, *(place(run.cell) for place in axes)))
 
 
-def _passes(chains: dict[Cell, Chain], kind: str, results: Path) -> dict[str, dict[Cell, list[Stage]]]:
-    """{pass: {cell: the stages that it reads of it}} of the stages that are not stored."""
-    found: dict[str, dict[Cell, list[Stage]]] = {}
-    for cell, own in chains.items():
-        for stage in own.of_kind(kind):
-            path = stage.path(results)
-            if not (path.is_file() and read_note(path)):
-                found.setdefault(stage.together, {}).setdefault(cell, []).append(stage)
+def _passes(pending: Iterable[Run], kind: str, results: Path) -> dict[str, dict[Run, list[Artifact]]]:
+    """{pass: {run: the artifacts that it reads of it}} of the artifacts that are not stored."""
+    stored: dict[Path, bool] = {}
+    found: dict[str, dict[Run, list[Artifact]]] = {}
+    for run in pending:
+        for artifact in run.of_kind(kind):
+            if artifact.file not in stored:
+                path = results / artifact.file
+                stored[artifact.file] = path.is_file() and read_note(path) is not None
+            if not stored[artifact.file]:
+                found.setdefault(artifact.together, {}).setdefault(run, []).append(artifact)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +22,9 @@ from vlprune.store.lease import holder
 from vlprune.store.record import ERROR, read_record, run_directory
 from vlprune.sweep.engine import ELSEWHERE, Event
 from vlprune.sweep.job import Job
-from vlprune.sweep.plan import Plan
-from vlprune.sweep.table import Cell
+from vlprune.sweep.plan import Plan, Run
+
+Kind = tuple[str, str]  # (model, task), which runs take alike long for
 
 
 def clock(seconds: float) -> str:
@@ -66,7 +68,7 @@ class Progress:
 
     Args:
         plan: the whole table with its keys.
-        pending: the cells of this sweep.
+        pending: the runs that this sweep does.
         results: the results directory.
         n_workers: number of worker processes.
         console: where to print.
@@ -75,22 +77,28 @@ class Progress:
     def __init__(
         self,
         plan: Plan,
-        pending: Collection[Cell],
+        pending: Collection[Run],
         results: Path,
         n_workers: int,
         console: Console,
     ) -> None:
-        self.table, self.results, self.n_workers, self.console = plan.table, results, n_workers, console
+        self.results, self.n_workers, self.console = results, n_workers, console
         self.headlines = plan.table.headlines
-        self.cells = {key: cell for key, cell, _ in plan.places()}
-        self.keys = {cell: key for key, cell in self.cells.items()}
-        self.left = dict.fromkeys(pending)
-        self.total = len(pending)
-        self.running: dict[Job, float] = {}
+        self.runs = {run.key: run for run in pending}
+        self.left = Counter(run.cell.row for run in pending)  # of each row
+        self.rows: dict[tuple, list[Run]] = {}
+        for run in plan.runs:
+            self.rows.setdefault(run.cell.row, []).append(run)
+        self.total, self.over = len(pending), 0
+        self.running: dict[str, tuple[Job, float]] = {}
         self.others = False
-        self.durations: dict[tuple[str, str], list[float]] = {}
+        self.remaining = Remaining(_kind(run) for run in pending)
         self.began = time.monotonic()
-        self.tasks = list(dict.fromkeys(cell.config.task.name for cell in plan.table.cells))
+        self.tasks = list(dict.fromkeys(run.cell.config.task.name for run in plan.runs))
+        self.widths = (
+            max(5, *(len(run.cell.config.model.name) for run in plan.runs)),
+            max(6, *(len(run.cell.label) for run in plan.runs)),
+        )
         self.bar = _Bar(
             self._working,
             BarColumn(20),
@@ -117,83 +125,106 @@ class Progress:
         """Shows one event."""
         job = event.job
         if event.kind == "started":
-            self.running[job] = time.monotonic()
+            self.running[job.name] = job, time.monotonic()
         elif event.kind == "warned":
             self._print(f"warning: {job}: {event.message}", style="yellow")
         elif event.kind == "waiting":
-            self.running.pop(job, None)
+            self.running.pop(job.name, None)
             if not self.others:
                 self._print(f"another sweep ({event.message}) is at work on {job}; what it makes is used here too")
             self.others = True
         elif event.kind == "retried":
-            self.running.pop(job, None)
+            self.running.pop(job.name, None)
             self._print(f"{job}: {event.message}; it will run once more", style="yellow")
         else:
-            self.running.pop(job, None)
+            self.running.pop(job.name, None)
             if event.kind == "failed":
                 where = job.log.parent / ERROR if job.is_run else job.log
                 self._print(f"failed: {job}: {event.message} ({self.results / where})", style="red")
             if job.is_run:
-                cell = self.cells[job.name]
-                del self.left[cell]
-                if event.kind == "finished" and event.message != ELSEWHERE:
-                    place = cell.config.model.name, cell.config.task.name
-                    self.durations.setdefault(place, []).append(event.seconds)
-                self._show_finished(event, cell)
-        self.bar.update(self.meter, completed=self.total - len(self.left), description=self._times())
+                run = self.runs[job.name]
+                self.over += 1
+                self.left[run.cell.row] -= 1
+                took = event.seconds if event.kind == "finished" and event.message != ELSEWHERE else None
+                self.remaining.end(_kind(run), took)
+                self._show_finished(event, run)
+        self.bar.update(self.meter, completed=self.over, description=self._times())
 
     def _working(self) -> list[str]:
         """A line for each running job: what it does, as its lease says; the times of the bar go on meanwhile."""
         self.bar.update(self.meter, description=self._times())
         lines = []
-        for job, began in list(self.running.items()):
+        for job, began in list(self.running.values()):
             sign = next(filter(None, (holder(self.results / file) for file in job.files)), None)
             doing = f"{sign.doing}, " if sign and sign.doing else ""
             lines.append(f"  {job}: {doing}{clock(time.monotonic() - began)}")
         return lines
 
-    def _show_finished(self, event: Event, cell: Cell) -> None:
+    def _show_finished(self, event: Event, run: Run) -> None:
         if not self.console.is_terminal and event.kind == "finished":
-            count = f"[{self.total - len(self.left)}/{self.total}]"
-            self._print(f"{count} {cell}, {event.message or clock(event.seconds)}; {self._times()}")
-        if all(other.row != cell.row for other in self.left):
-            self._show_row(cell)
+            count = f"[{self.over}/{self.total}]"
+            self._print(f"{count} {run}, {event.message or clock(event.seconds)}; {self._times()}")
+        if not self.left[run.cell.row]:
+            self._show_row(run)
 
-    def _show_row(self, last: Cell) -> None:
+    def _show_row(self, last: Run) -> None:
         values: dict[str, list[float]] = {task: [] for task in self.tasks}
-        for cell in self.table.cells:
-            if cell.row == last.row:
-                record = read_record(run_directory(self.results, self.keys[cell]))
-                if record is not None and record.metrics:
-                    task = cell.config.task.name
-                    values[task].append(record.metrics[self.headlines[task]])
+        for run in self.rows[last.cell.row]:
+            record = read_record(run_directory(self.results, run.key))
+            if record is not None and record.metrics:
+                task = run.cell.config.task.name
+                values[task].append(record.metrics[self.headlines[task]])
         texts = [f"{sum(seeds) / len(seeds):.1f}" if seeds else MISSING for seeds in values.values()]
-        pruning = last.config.pruning
+        model, pruning = last.cell.config.model, last.cell.config.pruning
         at = "" if pruning.method == DENSE else percent(pruning.sparsity)
-        self._print(self._columns(last.config.model.name, last.label, at, texts), style="bold")
+        self._print(self._columns(model.name, last.cell.label, at, texts), style="bold")
 
     def _columns(self, model: str, method: str, sparsity: str, cells: list[str]) -> str:
-        models = max(len(cell.config.model.name) for cell in self.table.cells)
-        methods = max(len(cell.label) for cell in self.table.cells)
-        place = f"{model:<{max(5, models)}}  {method:<{max(6, methods)}}  {sparsity:>8}  "
-        return place + "".join(f"{cell:>9}" for cell in cells)
+        models, methods = self.widths
+        return f"{model:<{models}}  {method:<{methods}}  {sparsity:>8}  " + "".join(f"{cell:>9}" for cell in cells)
 
     def _times(self) -> str:
-        remaining = self._remaining()
+        began = [(_kind(self.runs[job.name]), start) for job, start in self.running.values() if job.is_run]
+        remaining = self.remaining.seconds(began)
         elapsed = clock(time.monotonic() - self.began)
-        return f"elapsed {elapsed}, remaining {'?' if remaining is None else clock(remaining)}"
-
-    def _remaining(self) -> float | None:
-        # A cell takes as long as the finished ones of its model and task, or as all of them; workers share the rest.
-        every = [seconds for durations in self.durations.values() for seconds in durations]
-        if not every:
-            return None
-        now, left = time.monotonic(), 0.0
-        began = {self.cells[job.name]: start for job, start in self.running.items() if job.is_run}
-        for cell in self.left:
-            similar = self.durations.get((cell.config.model.name, cell.config.task.name), every)
-            left += max(sum(similar) / len(similar) - (now - began.get(cell, now)), 0.0)
-        return left / self.n_workers
+        return f"elapsed {elapsed}, remaining {'?' if remaining is None else clock(remaining / self.n_workers)}"
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+class Remaining:
+    """The work that is left: a run takes as long as the finished ones of its kind, or as all of them.
+
+    Args:
+        kinds: of every run that is to be done.
+    """
+
+    def __init__(self, kinds: Iterable[Kind]) -> None:
+        self.left = Counter(kinds)
+        self.done: Counter[Kind] = Counter()
+        self.spent: dict[Kind, float] = {}
+
+    def end(self, kind: Kind, seconds: float | None) -> None:
+        """Notes that a run is over, and how long it took; None where that tells nothing of others."""
+        self.left[kind] -= 1
+        if seconds is not None:
+            self.done[kind] += 1
+            self.spent[kind] = self.spent.get(kind, 0.0) + seconds
+
+    def seconds(self, began: Iterable[tuple[Kind, float]]) -> float | None:
+        """Seconds of one worker until all runs are over; None where no run has told how long one takes.
+
+        Args:
+            began: (kind, when it began on the monotonic clock) of the runs that are worked on.
+        """
+        if not self.done:
+            return None
+        every = sum(self.spent.values()) / self.done.total()
+        mean = {kind: self.spent[kind] / self.done[kind] if self.done[kind] else every for kind in self.left}
+        passed = [min(time.monotonic() - start, mean[kind]) for kind, start in began]
+        return sum(number * mean[kind] for kind, number in self.left.items()) - sum(passed)
+
+
+def _kind(run: Run) -> Kind:
+    return run.cell.config.model.name, run.cell.config.task.name

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 from eval import TASKS
-from vlprune.config import DENSE, PARTS, ConfigError, check_field, unknown
+from vlprune.config import DENSE, PARTS, ConfigError, check_field, hints, unknown
 from vlprune.pruners import PRUNERS
+from vlprune.sweep.options import Options
 
 # The axes of a table, and the setting that each is a list of.
 AXES = {
@@ -23,6 +24,7 @@ AXES = {
 }
 PLACE = tuple(AXES.values())
 
+T = TypeVar("T")
 Settings = dict[str, Any]  # {dotted name: value}, such as {"finetuning.lr": 1e-4}
 
 
@@ -128,7 +130,7 @@ def check_values(name: str, values: Sequence[Any], where: str) -> None:
 def is_axis(name: str, value: object) -> bool:
     """Whether the value of a setting is a list of values: of a setting that is a list itself, a list of lists."""
     part, _, key = name.partition(".")
-    hint = get_type_hints(PARTS[part]).get(key)
+    hint = hints(PARTS[part]).get(key)
     if get_origin(hint) is tuple and get_args(hint):
         return isinstance(value, list) and bool(value) and all(isinstance(one, list) for one in value)
     return isinstance(value, list)
@@ -208,3 +210,29 @@ def file_name(texts: Sequence[str]) -> str:
         name, _, value = text.partition("=")
         found += "-" + re.sub(r"[^-+=.,0-9A-Za-z]+", "_", f"{name.rpartition('.')[2]}={value}")
     return found
+
+
+def settings_given(options: Options) -> tuple[dict[str, list[Any]], str]:
+    """{setting: values} of the command line, and what the name of the table gets for them."""
+    kinds: dict[str, Callable[[str], Any]] = {"sparsities": float, "seeds": int}
+    asked = {axis: _split(getattr(options, axis), axis, kinds.get(axis, str)) for axis in AXES}
+    axes = {AXES[axis]: values for axis, values in asked.items() if values is not None}
+    settings = parse_set(options.set)
+    if twice := sorted(axes.keys() & settings.keys()):
+        raise ConfigError(f"{twice[0]} is given twice, by --set and by an option of its own")
+    others = [text for text in options.set if text.partition("=")[0].strip() not in (*AXES.values(), "model")]
+    narrows = "-selection" if axes or len(others) < len(options.set) else ""
+    return {**axes, **settings}, narrows + file_name(others)
+
+
+def _split(text: str | None, option: str, convert: Callable[[str], T]) -> list[T] | None:
+    if text is None:
+        return None
+    try:
+        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
+    if not values:
+        raise ConfigError(f"--{option} names nothing, got {text!r}")
+    check_values(option, values, f"--{option}")
+    return values

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from vlprune.store.lease import STALE, Sign, holder
 from vlprune.store.record import ERROR, run_directory
-from vlprune.sweep.plan import Plan
+from vlprune.sweep.plan import Plan, Run
 from vlprune.sweep.progress import clock
-from vlprune.sweep.table import Cell
 
 
 def failed(results: Path, key: str) -> bool:
@@ -26,23 +25,22 @@ def status(planned: Plan, results: Path) -> list[str]:
         results: the results directory.
     """
     records = planned.records(results)
-    pending = [cell for cell in planned.table.cells if records[cell] is None]
+    pending = [run for run in planned.runs if run.key not in records]
     busy = dict(_busy(planned, pending, results))
-    keys = {cell: key for key, cell, _ in planned.places()}
-    broken = [cell for cell in pending if str(cell) not in busy and failed(results, keys[cell])]
-    runs = sum(str(cell) in busy for cell in pending)
+    broken = [run for run in pending if str(run) not in busy and failed(results, run.key)]
+    runs = sum(str(run) in busy for run in pending)
     lines = [
-        f"{planned.table.name}: {len(records)} runs, {len(records) - len(pending)} done, {runs} running, "
+        f"{planned.table.name}: {len(planned.runs)} runs, {len(records)} done, {runs} running, "
         f"{len(broken)} failed, {len(pending) - runs - len(broken)} to run"
     ]
     lines += [f"running  {name}: {describe(sign)}" for name, sign in busy.items()]
-    for cell in broken:
-        path = run_directory(results, keys[cell]) / ERROR
-        lines.append(f"failed   {cell}: {path.read_text(encoding='utf-8').partition(chr(10))[0]} ({path})")
+    for run in broken:
+        path = run_directory(results, run.key) / ERROR
+        lines.append(f"failed   {run}: {path.read_text(encoding='utf-8').partition(chr(10))[0]} ({path})")
     return lines
 
 
-def _busy(planned: Plan, pending: list[Cell], results: Path) -> Iterator[tuple[str, Sign]]:
+def _busy(planned: Plan, pending: list[Run], results: Path) -> Iterator[tuple[str, Sign]]:
     for job in planned.jobs(pending, results):
         sign = next(filter(None, (holder(results / file) for file in job.files)), None)
         if sign is not None:

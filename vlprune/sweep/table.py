@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vlprune.models import family_of
 from vlprune.pruners import PRUNERS, check_pruning, get_pruner
 from vlprune.reports.variants import label, labels, setting, variant
 from vlprune.stages.masks import settings_read
+from vlprune.sweep.cells import Cell, Table
 from vlprune.sweep.settings import (
     AXES,
     PLACE,
@@ -41,68 +42,6 @@ from vlprune.sweep.settings import (
 )
 
 DATA = "{data}"  # in a table, the directory that --data gives
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a table.
-
-    Attributes:
-        config: the settings of the run.
-        variant: the settings that tell it from other runs of its method, as in "alignment=4 lam=0.1".
-        label: how the table calls its method, with the settings that tell its variants apart.
-        where: the entry of the file that it comes from.
-    """
-
-    config: RunConfig
-    variant: str
-    label: str
-    where: str
-
-    @property
-    def row(self) -> tuple[str, str, str, float]:
-        """(model, method, variant, sparsity)."""
-        pruning = self.config.pruning
-        return self.config.model.name, pruning.method, self.variant, pruning.sparsity
-
-    @property
-    def place(self) -> tuple[str, str, str, float, str, int]:
-        """(model, method, variant, sparsity, task, seed): where its numbers stand in the table."""
-        return *self.row, self.config.task.name, self.config.seed
-
-    def __str__(self) -> str:
-        method, space, settings = self.label.partition(" ")
-        at = "" if method == DENSE else f"@{100 * self.config.pruning.sparsity:g}%"
-        return f"{self.config.model.name} {method}{at}{space}{settings} {self.config.task.name} seed {self.config.seed}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A named set of cells, in the order of the file, each place once."""
-
-    name: str
-    cells: tuple[Cell, ...]
-
-    def named(self, name: str) -> Table:
-        """The same table under another name."""
-        return replace(self, name=name)
-
-    @property
-    def headlines(self) -> dict[str, str]:
-        """{task: the metric that the table shows first}."""
-        return {name: TASKS[name].headline for name in dict.fromkeys(cell.config.task.name for cell in self.cells)}
-
-    @property
-    def defaults(self) -> dict[str, dict[str, str]]:
-        """{method: {option: its default in words}} of the methods in the table."""
-        methods = dict.fromkeys(
-            cell.config.pruning.method for cell in self.cells if cell.config.pruning.method != DENSE
-        )
-        return {
-            method: dict(setting(f.name, getattr(default, f.name)).split("=", 1) for f in fields(default))
-            for method in methods
-            if fields(default := PRUNERS[method].options())
-        }
 
 
 def load_table(
@@ -188,9 +127,24 @@ def load_table(
                     )
     if not cells:
         raise ConfigError(f"{path.name}: nothing is left to run with this selection")
-    table = Table(path.stem if limit is None else f"{path.stem}-limit-{limit}", tuple(cells.values()))
-    names = labels((cell.row[1:3] for cell in table.cells), table.defaults)
-    return replace(table, cells=tuple(replace(cell, label=names[cell.row[1:3]]) for cell in table.cells))
+    tasks = dict.fromkeys(cell.config.task.name for cell in cells.values())
+    defaults = _defaults(dict.fromkeys(cell.config.pruning.method for cell in cells.values()))
+    names = labels((cell.row[1:3] for cell in cells.values()), defaults)
+    return Table(
+        name=path.stem if limit is None else f"{path.stem}-limit-{limit}",
+        cells=tuple(replace(cell, label=names[cell.row[1:3]]) for cell in cells.values()),
+        headlines={name: TASKS[name].headline for name in tasks},
+        defaults=defaults,
+    )
+
+
+def _defaults(methods: Iterable[str]) -> dict[str, dict[str, str]]:
+    """{method: {option: its default in words}} of those methods that have options."""
+    return {
+        method: dict(setting(f.name, getattr(default, f.name)).split("=", 1) for f in fields(default))
+        for method in methods
+        if method != DENSE and fields(default := PRUNERS[method].options())
+    }
 
 
 def limited(config: RunConfig, limit: int) -> RunConfig:

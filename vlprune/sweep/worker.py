@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vlprune.execution import Execution
-from vlprune.pipeline import chain
-from vlprune.stages.fingerprints import Fingerprints
-from vlprune.stages.stage import Bench, Stage, obtain
 from vlprune.store.artifacts import intact
 from vlprune.store.lease import claimed_at_once
 from vlprune.sweep.job import Job
+
+if TYPE_CHECKING:
+    from vlprune.stages.stage import Stage
 
 
 def work(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
@@ -27,6 +28,11 @@ def work(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
         Busy: somebody else is at work on the same.
         Interrupted: the process was asked to stop; the same job goes on from there later.
     """
+    # Here, and not above: a sweep names this function to its workers, and imports no torch.
+    from vlprune.pipeline import chain
+    from vlprune.stages.fingerprints import Fingerprints
+    from vlprune.stages.stage import Bench, obtain
+
     store = execution.store
     assert store is not None
 

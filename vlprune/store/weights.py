@@ -1,0 +1,28 @@
+"""Which fine-tuned weights stay on disk once the predictions made with them are stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vlprune.execution import KeepWeights
+from vlprune.store.artifacts import read_note, write_note
+
+TEMPORARY = "temporary"  # the fact in a note that says that weights were stored for a while only
+
+
+def settle(path: Path, keep: KeepWeights | None) -> None:
+    """Deletes fine-tuned weights that were stored only until the predictions made with them are.
+
+    Weights that are to be kept are marked instead, as those that an earlier sweep stored for a while may be.
+
+    Args:
+        path: the file of the weights.
+        keep: which weights stay, as `Execution.keep_weights` says it.
+    """
+    if not path.exists() or (note := read_note(path)) is None or not note.facts.get(TEMPORARY):
+        return
+    if keep in (None, "none"):
+        path.unlink(missing_ok=True)
+    else:
+        write_note(path, replace(note, facts={**note.facts, TEMPORARY: False}), note.sha256)
