@@ -15,7 +15,7 @@ from vlprune.config import CalibrationConfig
 from vlprune.models import build_model, save_model
 from vlprune.store.record import load_records
 from vlprune.sweep.command import sweep
-from vlprune.sweep.local import LocalPool
+from vlprune.sweep.local import local_pool
 from vlprune.sweep.options import Options
 from vlprune.sweep.planner import Planner
 from vlprune.sweep.table import load_table
@@ -100,7 +100,7 @@ def test_the_table_of_a_model_runs_on_a_few_samples(model, methods, data, tmp_pa
         results=tmp_path / "results",
     )
     console = Console(file=io.StringIO(), width=200)
-    code = sweep(options, Planner(), partial(LocalPool, work), console)
+    code = sweep(options, Planner(), partial(local_pool, work), console)
     text = console.file.getvalue()
     assert code == 0, text
     assert f"{model.name}-limit-8-selection: 6 runs, 0 done" in text

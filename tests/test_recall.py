@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vlprune.models import save_model
 from vlprune.sweep.command import sweep
-from vlprune.sweep.local import LocalPool
+from vlprune.sweep.local import local_pool
 from vlprune.sweep.options import Options
 from vlprune.sweep.planner import Planner
 
@@ -52,7 +52,7 @@ def options(tmp_path, monkeypatch):
 
 def go(options, planner):
     console = Console(file=io.StringIO(), width=160)
-    assert sweep(options, planner, partial(LocalPool, fake_pipeline.work), console) == 0
+    assert sweep(options, planner, partial(local_pool, fake_pipeline.work), console) == 0
     return console.file.getvalue()
 
 

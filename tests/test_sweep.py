@@ -20,7 +20,7 @@ from vlprune.store.record import load_records, predictions_path, read_record
 from vlprune.store.verify import verify
 from vlprune.sweep.__main__ import main
 from vlprune.sweep.command import sweep
-from vlprune.sweep.local import LocalPool
+from vlprune.sweep.local import local_pool
 from vlprune.sweep.options import Options
 from vlprune.sweep.planner import Planner
 
@@ -60,7 +60,7 @@ class FakePlanner(Planner):
 def go(options, work=fake_pipeline.work, terminal=False, check=None, devices=(), planner=None):
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
     planner = planner or FakePlanner(check, devices)
-    code = sweep(options, planner, partial(LocalPool, work), console)
+    code = sweep(options, planner, partial(local_pool, work), console)
     return code, console.file.getvalue()
 
 

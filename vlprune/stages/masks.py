@@ -62,6 +62,7 @@ def masks_stage(config: RunConfig, known: Fingerprints) -> Stage[Masks]:
         member=repr(config.pruning.sparsity),
         reads=_reads(config, pruner, known),
         inputs=inputs,
+        runs_model=not _reads_artifacts(pruner),
         make=make,
         file=masks_file,
         save=lambda made, path: save_masks(path, made.value, made.facts),

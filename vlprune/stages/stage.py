@@ -58,6 +58,7 @@ class Stage(Generic[T]):
         scratch: suffixes of the files that the maker keeps beside the artifact's, to go on from when it is interrupted;
             they are deleted once the artifact is there.
         stored: execution -> whether the artifact is worth a file; one without is made again wherever it is needed.
+        runs_model: whether making it runs a model, which a GPU is good for.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Stage(Generic[T]):
     through_file: bool = True
     scratch: tuple[str, ...] = ()
     stored: Callable[[Execution], bool] = lambda _: True
+    runs_model: bool = True
 
     @cached_property
     def key(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
@@ -14,7 +15,8 @@ from rich.console import Console
 from vlprune.config import ConfigError
 from vlprune.sweep.aside import PlannerAside
 from vlprune.sweep.command import sweep, verified
-from vlprune.sweep.local import LocalPool
+from vlprune.sweep.engine import Pool
+from vlprune.sweep.local import local_pool
 from vlprune.sweep.options import Options
 from vlprune.sweep.worker import work
 
@@ -29,6 +31,17 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
+def _engine(options: Options) -> Callable[..., Pool]:
+    """What makes the workers; ConfigError where Ray is not installed."""
+    if options.engine == "local":
+        if options.address is not None:
+            raise ConfigError("--address is that of a Ray cluster: give --engine ray, too")
+        return local_pool
+    from vlprune.sweep.cluster import cluster_pool  # an extra
+
+    return cluster_pool
+
+
 def main() -> None:
     """Runs the command line."""
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
@@ -41,7 +54,7 @@ def main() -> None:
             code = verified(options.results, console)
         else:
             with PlannerAside() as planner:
-                code = sweep(options, planner, partial(LocalPool, work), console)
+                code = sweep(options, planner, partial(_engine(options), work), console)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 
-from vlprune.config import ConfigError, RunConfig
+from vlprune.config import ConfigError
 from vlprune.execution import Execution
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
 from vlprune.reports.origins import mixture
 from vlprune.reports.tables import summary
-from vlprune.store.identity import Identity
 from vlprune.store.manifest import Manifest, write_manifest
 from vlprune.store.record import ERROR, Record, predictions_path, run_directory
 from vlprune.store.verify import verify
 from vlprune.store.weights import settle
-from vlprune.sweep.engine import Pool, Stopped, execute
+from vlprune.sweep.engine import Planner, Pool, Stopped, execute
 from vlprune.sweep.options import Options, parse_shard
 from vlprune.sweep.plan import Plan, Run
 from vlprune.sweep.progress import Progress, clock
@@ -33,24 +30,8 @@ from vlprune.sweep.status import failed, status
 STOPPED = 3
 
 
-class Planner(Protocol):
-    """Knows models, data and code, as `sweep.planner.Planner` does."""
-
-    def plan(self, options: Options) -> tuple[Plan, dict[str, Identity]]:
-        """The plan of a sweep, and what the files of its models and data look like."""
-        ...
-
-    def check(self, configs: Iterable[RunConfig], *, skip_broken: bool) -> list[str]:
-        """The images that are left out of runs; all that the runs need is there."""
-        ...
-
-    def devices(self) -> list[str]:
-        """The CUDA devices, as CUDA_VISIBLE_DEVICES names them."""
-        ...
-
-
-# (how and where, number of workers, CUDA devices) -> the workers.
-NewPool = Callable[[Execution, int, Sequence[str]], Pool]
+# (options, how and where, planner, the most workers that can be of use) -> the workers.
+NewPool = Callable[[Options, Execution, Planner, int], Pool]
 
 
 def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Console) -> int:
@@ -158,10 +139,6 @@ def _chosen(planned: Plan, missing: Collection[Run], shard: tuple[int, int], opt
     return [run for run in missing if run in own and (not options.retry_failed or failed(options.results, run.key))]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _run(
     planned: Plan,
     pending: Collection[Run],
@@ -172,8 +149,7 @@ def _run(
     console: Console,
 ) -> tuple[dict[str, str], str]:
     """{key: why the run failed}, and why the sweep stopped before its end, "" where it did not."""
-    devices = planner.devices()
-    n_workers = min(options.jobs or len(devices) or _cores(), len(pending))
+    pool = new_pool(options, execution, planner, len(pending))
     errors: dict[str, str] = {}
     done, stopped = 0, ""
     began = time.monotonic()
@@ -181,8 +157,8 @@ def _run(
     jobs = planned.jobs(pending, options.results)
     try:
         with (
-            Progress(planned, pending, options.results, n_workers, console) as progress,
-            closing(execute(jobs, new_pool(execution, n_workers, devices), execution)) as events,
+            Progress(planned, pending, options.results, pool.n_workers, console) as progress,
+            closing(execute(jobs, pool, execution)) as events,
         ):
             for event in events:
                 progress.show(event)

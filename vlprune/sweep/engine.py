@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from vlprune.config import RunConfig
 from vlprune.execution import Execution
 from vlprune.store.artifacts import intact, read_note
+from vlprune.store.identity import Identity
 from vlprune.store.lease import holder
 from vlprune.store.record import LOG, run_directory, write_error
 from vlprune.sweep.job import Job
+from vlprune.sweep.options import Options
+from vlprune.sweep.plan import Plan
 from vlprune.sweep.queue import Queue
 
 ATTEMPTS = 2
@@ -29,8 +33,8 @@ class Event:
     """Something that happened to a job.
 
     Attributes:
-        kind: "started", "finished", "failed", "retried" (its worker died, it will run once more), "waiting" (somebody
-            else is at work on it) or "warned".
+        kind: "started", "finished", "failed", "retried" (its worker died, it will run once more), "lost" (its machine
+            is gone, it will run again), "waiting" (somebody else is at work on it) or "warned".
         job: the job.
         seconds: since it started.
         message: the error or the warning, one line; of a job that waits, who is at work on it; of a finished one,
@@ -38,15 +42,37 @@ class Event:
         fatal: whether what made the job fail will make all others fail.
     """
 
-    kind: Literal["started", "finished", "failed", "retried", "waiting", "warned"]
+    kind: Literal["started", "finished", "failed", "retried", "lost", "waiting", "warned"]
     job: Job
     seconds: float = 0.0
     message: str = ""
     fatal: bool = False
 
 
+class Planner(Protocol):
+    """Knows models, data and code, as `sweep.planner.Planner` does."""
+
+    def plan(self, options: Options) -> tuple[Plan, dict[str, Identity]]:
+        """The plan of a sweep, and what the files of its models and data look like."""
+        ...
+
+    def check(self, configs: Iterable[RunConfig], *, skip_broken: bool) -> list[str]:
+        """The images that are left out of runs; all that the runs need is there."""
+        ...
+
+    def devices(self) -> list[str]:
+        """The CUDA devices, as CUDA_VISIBLE_DEVICES names them."""
+        ...
+
+
 class Pool(Protocol):
-    """Workers, each with one job at a time: processes of this machine, or of many."""
+    """Workers, each with one job at a time: processes of this machine, or of many.
+
+    Attributes:
+        n_workers: number of jobs that can run at once.
+    """
+
+    n_workers: int
 
     def has_room(self) -> bool:
         """Whether a job can be started."""
@@ -148,7 +174,7 @@ def execute(jobs: Sequence[Job], pool: Pool, execution: Execution) -> Generator[
                     else:
                         message = f"{event.message}, {ATTEMPTS} times; its output is in {LOG}"
                         event = replace(event, kind="failed", message=store_error(message, job, execution.store))
-                elif event.kind == "waiting":  # somebody else was quicker
+                elif event.kind in ("waiting", "lost"):  # somebody else was quicker, or it is no fault of the job's
                     attempts[job.name] -= 1
                     queue.put_back(job, WAIT)
                 yield event

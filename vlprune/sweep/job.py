@@ -21,6 +21,7 @@ class Job:
         name: what other jobs know it by; of a record its key.
         log: the file below the results directory that its output goes to.
         label: what it is, for people.
+        runs_model: whether it runs a model, which a GPU is good for.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Job:
     name: str
     log: Path
     label: str
+    runs_model: bool
 
     def __str__(self) -> str:
         return self.label

@@ -18,8 +18,9 @@ from pathlib import Path
 from vlprune.execution import Execution, Interrupted
 from vlprune.store.lease import Busy
 from vlprune.store.record import ERROR, run_directory
-from vlprune.sweep.engine import DISK, Event, store_error
+from vlprune.sweep.engine import DISK, Event, Planner, store_error
 from vlprune.sweep.job import Job
+from vlprune.sweep.options import Options
 
 # (job, how and where, whether the process was asked to stop) -> None, importable by name.
 Work = Callable[[Job, Execution, Callable[[], bool]], None]
@@ -29,6 +30,16 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DEVICES = "CUDA_VISIBLE_DEVICES"
 GRACE = 30.0  # seconds in which a worker that is asked to stop may store where it was
 LOOK = 1.0  # seconds between two looks at processes that say nothing
+
+
+def local_pool(work: Work, options: Options, execution: Execution, planner: Planner, most: int) -> LocalPool:
+    """The worker processes that the options ask for: one a CUDA device, or a core, and no more than so many."""
+    devices = planner.devices()
+    return LocalPool(work, execution, min(options.jobs or len(devices) or _cores(), most), devices)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalPool:
@@ -196,7 +207,7 @@ def _work(connection: Connection, work: Work, execution: Execution) -> None:
             job = connection.recv()
         except EOFError:
             return
-        said = _attempt(job, work, execution, stop)
+        said = attempt(job, work, execution, stop)
         stop.looked = False
         with suppress(OSError):  # The parent may be gone.
             connection.send(said)
@@ -233,7 +244,11 @@ def _redirect_output(path: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def _attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], bool]) -> tuple[str, str]:
+def attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], bool]) -> tuple[str, str]:
+    """("finished", "failed", "fatal" or "waiting", what there is to say) of a job that is done in this process.
+
+    The output of this process goes to the log of the job from now on.
+    """
     assert execution.store is not None
     try:
         _redirect_output(execution.store / job.log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,7 +30,9 @@ class Options:
             seed=0,1,2; several values multiply. May be given several times.
         limit: run the same on so many samples of each split, calibrated on about as many.
         skip_broken: leave out images that are missing or cannot be read, and list them at the end.
-        jobs: worker processes; the number of CUDA devices, or of cores, where it is not given.
+        jobs: runs at once; the number of GPUs, or of cores where there are none, where it is not given.
+        engine: where they run: in worker processes of this machine, or on a Ray cluster.
+        address: address of the Ray cluster; $RAY_ADDRESS, else this machine alone, where it is not given.
         loader_workers: processes of each worker that read the training images; they change no numbers.
         dry_run: only say what would run and what is done.
         status: only say what is done, who is at work on what, and what failed; also while a sweep runs elsewhere.
@@ -56,6 +58,8 @@ class Options:
     limit: int | None = None
     skip_broken: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     jobs: int | None = None
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
     loader_workers: int = 0
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     status: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

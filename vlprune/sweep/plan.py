@@ -26,12 +26,14 @@ class Artifact:
         key: the digest of all that it depends on.
         together: the digest of what those that are made in one pass have in common.
         file: its file below the results directory.
+        runs_model: whether making it runs a model.
     """
 
     kind: str
     key: str
     together: str
     file: Path
+    runs_model: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +120,7 @@ class Plan:
                     name=name,
                     log=Path("cache") / kind / f"{name}.{LOG}",
                     label=_label(kind, [run.cell for run in readers]),
+                    runs_model=any(artifact.runs_model for found in readers.values() for artifact in found),
                 )
                 for run in readers:
                     needed[run].append(name)
@@ -134,6 +137,7 @@ class Plan:
                 name=run.key,
                 log=Path("runs") / run.key / LOG,
                 label=str(run),
+                runs_model=True,
             )
         return list(ordered.values())
 

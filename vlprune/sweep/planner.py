@@ -80,7 +80,7 @@ def plan(table: Table, known: Fingerprints) -> Plan:
 
 def _artifact(stage: Stage) -> Artifact:
     together = stage.together if stage.kind in SHARED else stage.key
-    return Artifact(stage.kind, stage.key, together, stage.path(Path()))
+    return Artifact(stage.kind, stage.key, together, stage.path(Path()), stage.runs_model)
 
 
 def _files(table: Table, known: Fingerprints) -> dict[str, Identity]:

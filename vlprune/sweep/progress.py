@@ -136,6 +136,9 @@ class Progress:
         elif event.kind == "retried":
             self.running.pop(job.name, None)
             self._print(f"{job}: {event.message}; it will run once more", style="yellow")
+        elif event.kind == "lost":
+            self.running.pop(job.name, None)
+            self._print(f"{job}: {event.message}; it will run elsewhere", style="yellow")
         else:
             self.running.pop(job.name, None)
             if event.kind == "failed":
