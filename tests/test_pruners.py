@@ -425,6 +425,28 @@ def test_lamp_does_not_cancel_in_a_large_layer():
     assert (score.flatten()[order].diff() >= 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_lamp_is_bit_by_bit_what_a_stable_sort_of_floats_gives(dtype):
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(60, 70, generator=generator, dtype=torch.float64)
+    tied = (4 * normal).round() / 4  # with zeros of both signs
+    tiny, largest = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
+    special = torch.tensor([[0.0, -0.0, tiny / 2, -tiny / 2, tiny, largest, -largest, 1.0]], dtype=torch.float64)
+    infinite = torch.tensor([[1.0, -float("inf"), 0.0, float("inf")]])
+    unknown = torch.tensor([[1.0, float("nan"), float("inf"), -float("nan")]])
+    for values in (normal, tied, special, special.flip(1), torch.zeros(3, 4), torch.ones(0, 4), infinite, unknown):
+        weight = values.to(dtype, copy=True)
+        magnitude, order = weight.flatten().abs().sort(stable=True)
+        squares = magnitude.double().square()
+        not_smaller = squares.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float64).tiny)
+        wanted = torch.empty_like(magnitude)
+        wanted[order] = (squares / not_smaller).to(dtype)
+        score = PRUNERS["lamp"].score(weight, {})
+        assert score.dtype == dtype
+        torch.testing.assert_close(score, wanted.view_as(weight), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(weight, values.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 def test_snip_is_the_absolute_gradient_times_weight():
     grad = torch.tensor([[1.0, -0.5], [7.0, 0.25]])
     assert PRUNERS["snip"].score(WEIGHT, {"grad": grad}).tolist() == [[3.0, 2.0], [0.0, 3.0]]
