@@ -13,6 +13,7 @@ from vlprune.pruners import PRUNERS
 from vlprune.pruners.chita import solve
 from vlprune.selection import (
     WITHIN,
+    modality_counts,
     select,
     select_counts,
     select_counts_many,
@@ -100,6 +101,14 @@ def test_select_lowest_and_counts_take_any_number(scores, data):
             np.testing.assert_array_equal(kept[name].numpy(), wanted)
 
 
+@settings(max_examples=150, deadline=None)
+@given(scores(), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4))
+def test_counts_within_modalities_are_those_of_the_masks(scores, sparsities):
+    counts = modality_counts(scores, sparsities, MODALITY)
+    for pruned, kept in zip(counts, select_many(scores, sparsities, "modality", MODALITY), strict=True):
+        assert pruned == {name: int((~mask).sum()) for name, mask in kept.items()}
+
+
 @pytest.mark.parametrize("within", WITHIN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_chunks_give_what_one_gives(within, dtype, monkeypatch):
@@ -110,9 +119,11 @@ def test_many_chunks_give_what_one_gives(within, dtype, monkeypatch):
     }
     scores["c"] = scores["c"].T  # not contiguous
     whole = select_many(scores, SPARSITIES, within, MODALITY)
+    counts = modality_counts(scores, SPARSITIES, MODALITY)
     monkeypatch.setattr(selection, "_CHUNK", 64)
     for one, other in zip(whole, select_many(scores, SPARSITIES, within, MODALITY)):
         assert all(torch.equal(one[name], other[name]) for name in scores)
+    assert modality_counts(scores, SPARSITIES, MODALITY) == counts
 
 
 def test_equal_scores_fall_in_the_order_of_layer_and_index():
@@ -160,6 +171,8 @@ def test_other_wrong_arguments_are_refused():
         select(scores, 0.5, "column")
     with pytest.raises(ValueError, match="needs the modality of every layer, got none for 'b'"):
         select(scores, 0.5, "modality", {"a": "vision"})
+    with pytest.raises(ValueError, match="needs the modality of every layer, got none for 'b'"):
+        modality_counts(scores, [0.5], {"a": "vision"})
     with pytest.raises(ValueError, match=r"layer 'a': scores must be float32 or float64, got torch\.float16"):
         select({"a": torch.rand(2, 2).half()}, 0.5, "model")
     with pytest.raises(ValueError, match="must have one dtype"):
@@ -183,6 +196,7 @@ def test_no_layers_give_no_masks():
     assert select({}, 0.5, "model") == {}
     assert select({}, 0.5, "row") == {}
     assert select({}, 0.5, "layer") == {}
+    assert modality_counts({}, [0.5], {}) == [{}]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -192,12 +206,14 @@ def test_tensors_of_any_device_give_what_arrays_give(within, dtype, device, monk
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.randn(50, 60, generator=generator, dtype=dtype).round(decimals=1) for name in "abc"}
     wanted = [*select_many(scores, SPARSITIES, within, MODALITY), select_pattern(scores, 3, 6)]
+    counts = modality_counts(scores, SPARSITIES, MODALITY)
     monkeypatch.setattr(selection, "_array", torch.Tensor.detach)  # as on a device without NumPy
     moved = {name: values.to(device) for name, values in scores.items()}
     for one, other in zip(wanted, [*select_many(moved, SPARSITIES, within, MODALITY), select_pattern(moved, 3, 6)]):
         for name in scores:
             assert other[name].device.type == device
             assert torch.equal(one[name], other[name].cpu())
+    assert modality_counts(moved, SPARSITIES, MODALITY) == counts
 
 
 @pytest.mark.parametrize("device", DEVICES)

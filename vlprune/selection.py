@@ -59,16 +59,32 @@ def select_many(
         ValueError: for a NaN or infinite score (with the layer's name), another dtype, an unknown `within`, a missing
             modality, a sparsity outside [0, 1).
     """
-    for sparsity in sparsities:
-        if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-    _check_dtypes(scores)
     if within == "row":
+        _check(scores, sparsities)
         return _select_rows(scores, sparsities)
-    groups = _groups(scores, within, modality)
-    sizes = [sum(scores[name].numel() for name in group) for group in groups]
-    counts = [shares(sizes, sparsity).tolist() for sparsity in sparsities]
-    return _select_groups(scores, groups, counts)
+    return _select_groups(scores, *_shared(scores, sparsities, within, modality))
+
+
+def modality_counts(scores: Scores, sparsities: Sequence[float], modality: Mapping[str, str]) -> list[dict[str, int]]:
+    """How many entries of each layer `select_many` prunes within modalities, at each sparsity, without making masks.
+
+    Args and errors as there.
+
+    Returns:
+        One {layer name: number of pruned entries} for each sparsity.
+    """
+    groups, counts = _shared(scores, sparsities, "modality", modality)
+    pruned: list[dict[str, int]] = [dict.fromkeys(scores, 0) for _ in sparsities]
+    for i, group in enumerate(groups):
+        cuts = _cuts({name: scores[name] for name in group}, [share[i] for share in counts])
+        left = [cut.n_tied for cut in cuts]
+        for name in group:
+            for chunk in _chunks(scores[name]):
+                for j, cut in enumerate(cuts):
+                    n_tied = min(left[j], _number(chunk == cut.value)) if left[j] else 0
+                    pruned[j][name] += _number(chunk < cut.value) + n_tied
+                    left[j] -= n_tied
+    return pruned
 
 
 def select_counts(scores: Scores, n_pruned: Mapping[str, int]) -> Kept:
@@ -146,6 +162,13 @@ def _ranks(groups: Float[Tensor, "n of"]) -> Any:
     return ranks
 
 
+def _check(scores: Scores, sparsities: Sequence[float]) -> None:
+    for sparsity in sparsities:
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    _check_dtypes(scores)
+
+
 def _check_dtypes(scores: Scores) -> None:
     dtypes = {name: values.dtype for name, values in scores.items()}
     for name, dtype in dtypes.items():
@@ -153,6 +176,16 @@ def _check_dtypes(scores: Scores) -> None:
             raise ValueError(f"layer '{name}': scores must be float32 or float64, got {dtype}")
     if len(set(dtypes.values())) > 1:
         raise ValueError(f"scores that compete must have one dtype, got {dtypes}")
+
+
+def _shared(
+    scores: Scores, sparsities: Sequence[float], within: str, modality: Mapping[str, str] | None
+) -> tuple[list[list[str]], list[list[int]]]:
+    """The groups of layers that compete, and for each sparsity how many entries each of them loses."""
+    _check(scores, sparsities)
+    groups = _groups(scores, within, modality)
+    sizes = [sum(scores[name].numel() for name in group) for group in groups]
+    return groups, [shares(sizes, sparsity).tolist() for sparsity in sparsities]
 
 
 def _groups(scores: Scores, within: str, modality: Mapping[str, str] | None) -> list[list[str]]:
@@ -208,7 +241,7 @@ def _apply_cut(mask: Any, chunk: Any, value: float, n_tied: int) -> int:
     if n_tied == 0:
         return 0
     tied = chunk == value
-    n_here = int(tied.sum())
+    n_here = _number(tied)
     if n_here > n_tied:
         tied &= tied.cumsum(0) <= n_tied
     mask ^= tied
@@ -336,6 +369,11 @@ def _rows(values: Tensor) -> tuple[Tensor, ...]:
 def _array(values: Tensor) -> Any:
     """The same memory, on a CPU as a NumPy array, which compares faster there."""
     return values.detach().numpy() if values.device.type == "cpu" else values.detach()
+
+
+def _number(mask: Any) -> int:
+    """How many entries are True."""
+    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.sum())
 
 
 def _check_finite(name: str, values: Any) -> None:

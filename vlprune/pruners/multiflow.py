@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprune.pruners.pruner import LayerStats, Pruner, Stats, Weights
-from vlprune.selection import select_many
+from vlprune.selection import modality_counts
 
 
 def multiflow_score(weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
@@ -40,9 +40,7 @@ def modality_prior(
     Deviation: counts are exact; the reference goes through a fraction of each layer and truncates, so that it may prune
     one entry of a layer less.
     """
-    magnitudes = {name: weight.abs() for name, weight in weights.items()}
-    kept = select_many(magnitudes, sparsities, "modality", modality)
-    return [{name: mask.numel() - int(mask.sum()) for name, mask in masks.items()} for masks in kept]
+    return modality_counts({name: weight.abs() for name, weight in weights.items()}, sparsities, modality)
 
 
 MULTIFLOW = Pruner(
