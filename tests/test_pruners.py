@@ -114,6 +114,16 @@ def none_measured(current, step, layers=None):
     return {}
 
 
+@pytest.mark.parametrize("bad", [[float("inf")], [float("inf"), -float("inf")], [float("nan")]])
+def test_weights_that_are_not_finite_are_refused_by_their_layer_and_the_largest_finite_ones_taken(bad):
+    weights = random_weights()
+    weights["words"][0, :2] = torch.finfo(torch.float32).max  # their sum is infinite
+    prune(PRUNERS["omp"], weights, {}, [0.5])
+    weights["words"][0, : len(bad)] = torch.tensor(bad)
+    with pytest.raises(ValueError, match="layer 'words': weights must be finite, got NaN or infinity"):
+        prune(PRUNERS["omp"], weights, {}, [0.5])
+
+
 def test_a_missing_statistic_is_named_with_what_there_is():
     stats = random_stats()
     del stats["words"]["grad"]

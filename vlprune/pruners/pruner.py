@@ -294,7 +294,8 @@ def search_masks(
 def check_inputs(pruner: Pruner, weights: Weights, stats: Stats) -> None:
     """Raises a ValueError, with the layer, for weights that are not finite and statistics missing or misshaped."""
     for name, weight in weights.items():
-        if not weight.isfinite().all():
+        # A finite sum has finite terms, and takes a fraction of the time of a test of every entry.
+        if not weight.sum().isfinite() and not weight.isfinite().all():
             raise ValueError(f"layer '{name}': weights must be finite, got NaN or infinity")
         given = stats.get(name, {})
         for need in sorted(pruner.needs):
