@@ -87,6 +87,30 @@ def test_the_update_lowers_the_error_of_the_mask_alone():
     assert least < ours < 0.7 * alone
 
 
+def papers_algorithm(weight, outer, sparsity, block):
+    """Mask and values as Frantar & Alistarh write it, in float64: a factor of the inverse, column after column."""
+    factor = torch.linalg.cholesky(damped(outer).inverse(), upper=True)
+    values, mask = weight.double(), torch.ones_like(weight, dtype=torch.bool)
+    for start in range(0, len(factor), block):
+        span = range(start, min(start + block, len(factor)))
+        saliency = (values[:, span] / factor.diagonal()[span]).square()
+        mask[:, span] = saliency > saliency.flatten().kthvalue(round(sparsity * saliency.numel())).values
+        for i in span:
+            error = (values[:, i] / factor[i, i]).masked_fill(mask[:, i], 0.0)
+            values[:, i:] -= error[:, None] * factor[i, i:]
+    return mask, values * mask
+
+
+def test_one_factor_of_the_hessian_gives_what_the_papers_factor_of_the_inverse_gives():
+    weight = torch.randn(32, 3 * BLOCK, generator=torch.Generator().manual_seed(0))
+    few = torch.randn(20, 3 * BLOCK, generator=torch.Generator().manual_seed(1)) + 2.0  # far fewer inputs than columns
+    for outer in (correlated(3 * BLOCK, 0), few.T @ few):
+        mask, values = prune(weight, outer, 0.75)
+        wanted_mask, wanted = papers_algorithm(weight, outer, 0.75, BLOCK)
+        assert torch.equal(mask, wanted_mask)
+        torch.testing.assert_close(values, wanted.float())
+
+
 def test_blocks_share_the_count_and_hand_their_errors_on():
     generator = torch.Generator().manual_seed(0)
     outer, weight = correlated(2 * BLOCK + 8, 0), torch.randn(3, 2 * BLOCK + 8, generator=generator)

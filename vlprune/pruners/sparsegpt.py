@@ -51,34 +51,51 @@ def _solve(
     The layer's count is shared by its blocks of columns in proportion to their sizes, by largest remainder. Inputs that
     were always zero are pruned first; where the count leaves some, they keep their values (the authors' code sets them
     to zero, which would prune more than asked) and do not enter the mean that scales the damping.
+
+    Of a Hessian H = R R', R upper triangular, the factor that the paper takes of the inverse is the inverse of R. Only
+    its diagonal blocks are computed here: the columns C of a block make up for what is lost before it by
+    D R[before, C] inv(R[C, C]), where D (out, before) is how far the weights before it were lowered.
     """
-    factor, dead = _inverse_factor(name, outer.double())
-    left = weight.double()
+    dead = outer.diagonal() == 0
+    factor = _factor(name, outer, dead)
+    dense = weight.T.double().contiguous()  # so that a column of the weight lies together
+    lowered, values = torch.empty_like(dense), torch.empty_like(dense)
     kept = torch.ones_like(weight, dtype=torch.bool)
-    spans = [slice(start, start + BLOCK) for start in range(0, weight.shape[1], BLOCK)]
-    sizes = [left[:, span].numel() for span in spans]
+    spans = [slice(start, min(start + BLOCK, len(dense))) for start in range(0, len(dense), BLOCK)]
+    sizes = [dense[span].numel() for span in spans]
     for span, count in zip(spans, shares(sizes, n_pruned / weight.numel()).tolist()):
-        values, own = left[:, span].clone(), factor[span, span]
-        errors = torch.zeros_like(values)
-        saliency = (values / own.diagonal()).square().masked_fill(dead[span], -1.0)
-        kept[:, span] = select_lowest({name: saliency}, count)[name]
-        for i in range(values.shape[1]):
-            errors[:, i] = (values[:, i] / own[i, i]).masked_fill(kept[:, span][:, i], 0.0)
-            values[:, i:] -= errors[:, i, None] * own[i, i:]
-        left[:, span] = values
-        left[:, span.stop :] -= errors @ factor[span, span.stop :]
-    return kept, left.masked_fill(~kept, 0.0).to(weight.dtype)
+        before, square = slice(span.start), factor[span, span]
+        inverse = torch.linalg.solve_triangular(square, torch.eye(len(square)).to(square), upper=True).T.contiguous()
+        own = values[span]
+        torch.addmm(dense[span], inverse, factor[before, span].T @ lowered[before], out=own)
+        saliency = (own / inverse.diagonal()[:, None]).square_().masked_fill_(dead[span, None], -1.0)
+        kept[:, span] = select_lowest({name: saliency.T.contiguous()}, count)[name]
+        _compensate(own, inverse, ~kept[:, span].T)
+        torch.sub(dense[span], own, out=lowered[span])
+    return kept, values.T.to(weight.dtype, memory_format=torch.contiguous_format)
 
 
-def _inverse_factor(name: str, outer: Float[Tensor, "in in"]) -> tuple[Float[Tensor, "in in"], Bool[Tensor, " in"]]:
-    """The upper Cholesky factor of the inverse of the damped Hessian, and which inputs were always zero."""
+def _compensate(
+    values: Float[Tensor, "in out"], inverse: Float[Tensor, "in in"], pruned: Bool[Tensor, "in out"]
+) -> None:
+    """Changes the values of a block in place: pruned ones to zero, later ones of their row to make up for them."""
+    errors = torch.empty_like(values)
+    scales = pruned / inverse.diagonal()[:, None]
+    for i, value in enumerate(values):
+        value.addmv_(errors[:i].T, inverse[i, :i], alpha=-1.0)
+        torch.mul(value, scales[i], out=errors[i])
+    values.masked_fill_(pruned, 0.0)
+
+
+def _factor(name: str, outer: Float[Tensor, "in in"], dead: Bool[Tensor, " in"]) -> Float[Tensor, "in in"]:
+    """The upper triangular R, float64, of the damped Hessian R R'."""
     if not outer.isfinite().all():
         raise ValueError(f"layer '{name}': 'input_outer' must be finite, got NaN or infinity")
-    diagonal = outer.diagonal()
-    dead = diagonal == 0
+    hessian = outer.double().flip(0, 1)  # from the last input to the first, where a lower triangle is an upper one
+    diagonal = outer.diagonal().double()
     damping = DAMPING * diagonal[~dead].mean()  # NaN, and used nowhere, where all are dead
-    hessian = outer + torch.diag(torch.where(dead, torch.ones_like(diagonal), damping))
+    hessian.diagonal().add_(torch.where(dead, 1.0, damping).flip(0))
     lower, info = torch.linalg.cholesky_ex(hessian)
     if info:
         raise ValueError(f"layer '{name}': 'input_outer' must be a sum of outer products, got a negative eigenvalue")
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True), dead
+    return lower.flip(0, 1)
