@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from vlprune.calibrate.rows import Rows, WithRows
 from vlprune.pruners import PRUNERS, prune_masks
@@ -33,6 +34,33 @@ def test_rows_are_what_was_added_wherever_they_are(tmp_path, limit):
     for _ in range(2):
         for name in SHAPES:
             assert torch.equal(rows[name], torch.stack([batch[name].flatten() for batch in gradients()]))
+
+
+def test_rows_leave_their_device_and_come_back_to_it_a_layer_at_a_time():
+    rows = Rows()
+    with FakeTensorMode():  # tensors without values, of devices that need not be there
+        for _ in range(3):
+            for name, shape in SHAPES.items():
+                rows.append(name, torch.empty(shape, device="cuda"))
+        for name, shape in SHAPES.items():
+            assert rows[name].device.type == "cuda"
+            assert rows[name].shape == (3, shape[0] * shape[1])
+        stored = [row for own in rows._memory.values() for row in own]
+    assert {row.device.type for row in stored} == {"cpu"}
+    assert sum(row.nbytes for row in stored) == 3 * 4 * (600 + 400)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_on_a_gpu_rows_take_the_memory_of_one_layer(tmp_path, limit):
+    torch.cuda.reset_peak_memory_stats()
+    before, rows = torch.cuda.memory_allocated(), Rows(tmp_path, limit)
+    for batch in gradients():
+        for name, gradient in batch.items():
+            rows.append(name, gradient.cuda())
+    assert torch.cuda.memory_allocated() == before
+    for name in SHAPES:
+        assert torch.equal(rows[name].cpu(), torch.stack([batch[name].flatten() for batch in gradients()]))
 
 
 def test_rows_can_be_added_after_they_were_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Gradient rows: the gradients of every layer, a row for each batch, in memory up to a limit and on disk beyond it."""
+"""Gradient rows: the gradients of every layer, a row for each batch, in main memory up to a limit and then on disk."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ MEMORY_LIMIT = 2 << 30  # bytes
 class Rows:
     """A store of gradient rows (n, p) of layers, n batches of p weights, to which one row is added at a time.
 
+    Rows leave the device they were made on, which may have no room for those of all layers, and come back to it a layer
+    at a time.
+
     Once they are larger than the limit, all rows go to files, one a layer, so that a layer's rows lie together, and are
     read through memory maps. The files have no name: they go when this object does, or its process, however it ends.
 
     Args:
         directory: where the files go; made where it is missing. None: the system's directory for temporary files.
-        memory_limit: bytes of rows that stay in memory.
+        memory_limit: bytes of rows that stay in main memory.
     """
 
     def __init__(self, directory: Path | None = None, memory_limit: int = MEMORY_LIMIT) -> None:
@@ -39,13 +42,13 @@ class Rows:
         weakref.finalize(self, _close, self._files)
 
     def append(self, layer: str, gradient: Tensor) -> None:
-        """Adds a row: a float32 gradient of any shape, always the same for a layer; it is kept, not copied.
+        """Adds a row: a float32 gradient of any shape, always the same for a layer; on a CPU it is kept, not copied.
 
         Raises:
             OSError: the disk is full; says how much there is and which settings help.
         """
-        row = gradient.detach().reshape(1, -1)
-        self._device = row.device
+        self._device = gradient.device
+        row = gradient.detach().reshape(1, -1).cpu()
         self._widths[layer] = row.shape[1]
         self._n_bytes += row.nbytes
         self._memory.setdefault(layer, []).append(row)
@@ -61,11 +64,14 @@ class Rows:
         return self._n_bytes > self.memory_limit
 
     def __getitem__(self, layer: str) -> Tensor:
-        """Rows (n, p) of a layer, float32. On disk they are mapped anew each time: drop them to give memory back."""
+        """Rows (n, p) of a layer, float32, on the device of the gradients.
+
+        From disk or for another device than the CPU they are made anew each time: drop them to give memory back.
+        """
         if not self.spilled:
             if len(self._memory[layer]) > 1:
                 self._memory[layer] = [torch.cat(self._memory[layer])]
-            return self._memory[layer][0]
+            return self._memory[layer][0].to(self._device)
         file = self._files[layer]
         file.flush()
         # Private pages: PyTorch has no read-only tensors, and nothing written to them may reach the file.
@@ -78,7 +84,7 @@ class Rows:
                 if self.directory is not None:
                     self.directory.mkdir(parents=True, exist_ok=True)
                 self._files[layer] = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115
-            self._files[layer].write(row.cpu().contiguous().numpy().data)
+            self._files[layer].write(row.contiguous().numpy().data)
             self._files[layer].flush()
         except OSError as error:
             if error.errno != errno.ENOSPC:

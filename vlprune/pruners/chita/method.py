@@ -61,16 +61,17 @@ def chita_update(
     Returns:
         Masks with `weights`.
     """
-    n_rows = {name: len(stats[name]["grad_rows"]) for name in weights}
-    if len(set(n_rows.values())) > 1:
-        raise ValueError(f"every layer needs as many rows in 'grad_rows', got {n_rows}")
-    parts = []
+    parts, n_rows = [], {}
     for name, weight in weights.items():
-        alpha = (stats[name]["grad_rows"].sum(dim=0) / stats[name]["row_size"]).to(weight.dtype)
+        rows = stats[name]["grad_rows"]
+        n_rows[name] = len(rows)
+        alpha = (rows.sum(dim=0) / stats[name]["row_size"]).to(weight.dtype)
         if not alpha.isfinite().all():
             raise ValueError(f"layer '{name}': gradient rows must be finite, got NaN or infinity")
         mask = None if alive is None else alive[name].view(1, -1)
         parts.append(Part(weight.reshape(1, -1), alpha[None], mask, partial(_rows, stats, name)))
+    if len(set(n_rows.values())) > 1:
+        raise ValueError(f"every layer needs as many rows in 'grad_rows', got {n_rows}")
     n_keep = sum(weight.numel() for weight in weights.values()) - n_pruned
     blocks = [block_boundaries(weight.numel()) for weight in weights.values()]
     solved = solve_parts(parts, blocks, n_keep, damping=max(n_rows.values()) * options.lam / 2)
