@@ -131,7 +131,36 @@ def test_broken_images_are_listed_where_they_are_left_out(configs, dataset):
 
 def test_known_traps_are_warnings(configs, dataset, caplog):
     (dataset / "answer_list.json").write_text(json.dumps(["maybe", "perhaps"]))
-    preflight([replace(configs[0], finetuning=FinetuningConfig(precision="bf16"))])
+    preflight(configs[:1])
     assert "the answer list of 2 answers has only 0 % of the 120 training answers" in caplog.text
-    if not torch.cuda.is_available():
-        assert "finetuning.precision is bf16" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("processor", "slow"),
+    [
+        ({"architecture": "x86_64", "cpu_name": "Old One", "avx512_f": True, "avx512_bf16": False}, "Old One"),
+        ({"architecture": "arm64", "bf16": False, "sve_max_length": 256}, "arm64"),
+        ({"architecture": "x86_64", "cpu_name": "New One", "avx512_bf16": True, "amx_bf16": False}, None),
+        ({"architecture": "x86_64", "cpu_name": "New One", "avx512_bf16": False, "amx_bf16": True}, None),
+        ({"architecture": "arm64", "bf16": True}, None),
+    ],
+)
+def test_bf16_is_called_slow_where_the_processor_has_no_instructions_for_it(
+    processor, slow, configs, caplog, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    preflight([replace(configs[0], finetuning=FinetuningConfig(precision="bf16"))])
+    said = "bf16, which is several times slower than fp32 here: this processor"
+    assert (f"{said} ({slow}) has no instructions for it" if slow else "") in caplog.text
+    assert ("bf16" in caplog.text) == (slow is not None)
+    caplog.clear()
+    preflight(configs[:1])
+    assert "bf16" not in caplog.text
+
+
+def test_what_torch_says_of_the_processor_here_is_what_the_look_at_bf16_reads():
+    processor = torch.cpu.get_capabilities()
+    assert isinstance(processor["architecture"], str)
+    if processor["architecture"] == "x86_64":
+        assert {"avx512_bf16", "amx_bf16"} <= processor.keys()

@@ -50,9 +50,18 @@ def preflight(configs: Iterable[RunConfig], *, skip_broken: bool = False) -> lis
                 check_metrics(task, split, skip_broken=skip_broken)
             except ValueError as error:
                 raise ConfigError(f"{_examples(task, split)}: {error}") from None
-    if not torch.cuda.is_available() and any(config.finetuning.precision == "bf16" for config in configs):
-        log.warning("finetuning.precision is bf16, which is many times slower than fp32 on most processors")
+    if any(config.finetuning.precision == "bf16" for config in configs) and (trap := _slow_bf16()):
+        log.warning(f"finetuning.precision is bf16, {trap}")
     return list(missing)
+
+
+def _slow_bf16() -> str | None:
+    """Why bf16 is slow here; None where the device computes it."""
+    processor = torch.cpu.get_capabilities()
+    if torch.cuda.is_available() or any(there for name, there in processor.items() if name.endswith("bf16")):
+        return None
+    name = processor.get("cpu_name", processor["architecture"])
+    return f"which is several times slower than fp32 here: this processor ({name}) has no instructions for it"
 
 
 def _check_model(named: ModelConfig, model: ModelAdapter, configs: Iterable[RunConfig]) -> None:
