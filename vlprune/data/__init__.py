@@ -8,8 +8,9 @@ from datasets import Dataset
 
 from vlprune.data import broken, layouts, lists, tables
 from vlprune.data.calibration import CalibrationBatches, StreamedBatches, UsesRegions, too_few
+from vlprune.data.decode import open_images
 from vlprune.data.fingerprint import Fingerprint, data_fingerprint, take_fingerprint
-from vlprune.data.images import ImageFolder, open_images, warn_of
+from vlprune.data.images import ImageFolder, warn_of
 from vlprune.data.layouts import READERS_VERSION
 from vlprune.data.source import DATASETS, Directory, Hub, cache_home, find_source
 

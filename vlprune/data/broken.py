@@ -13,8 +13,8 @@ from pathlib import Path
 
 import PIL
 
+from vlprune.data.decode import UnreadableImage, max_pixels, open_image
 from vlprune.data.fingerprint import Fingerprint
-from vlprune.data.images import open_image
 from vlprune.data.layouts import READERS_VERSION, Examples, Kind
 from vlprune.data.source import Directory, Hub, cache_home
 from vlprune.store.atomic import write_text
@@ -54,7 +54,7 @@ def _fault(picture: dict[str, str]) -> str:
     """Why an image cannot be read, empty if it can."""
     try:
         open_image(picture).close()
-    except ValueError as error:
+    except UnreadableImage as error:
         return str(error).removeprefix(picture["where"])
     return ""
 
@@ -72,7 +72,7 @@ def left_out(
         limit: number of rows to keep; None: all.
         read: returns the examples.
     """
-    wanted = repr((known.contents, known.listing, kind, split, limit, READERS_VERSION, PIL.__version__))
+    wanted = repr((known.contents, known.listing, kind, split, limit, READERS_VERSION, PIL.__version__, max_pixels()))
     kept = cache_home() / "left_out" / f"{hashlib.sha256(wanted.encode()).hexdigest()[:16]}.json"
     try:
         return {int(row): str(line) for row, line in json.loads(kept.read_text())["left_out"]}

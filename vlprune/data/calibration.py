@@ -15,7 +15,8 @@ from huggingface_hub import HfFileSystem
 from PIL.Image import Image
 
 from vlprune.batch import Batch
-from vlprune.data.images import ImageFolder, open_image, warn_of
+from vlprune.data.decode import UnreadableImage, open_image
+from vlprune.data.images import ImageFolder, warn_of
 from vlprune.data.tables import texts_of
 
 T = TypeVar("T")
@@ -236,7 +237,7 @@ def _opened(image: Mapping[str, Any], broken: list[str] | None) -> Image | None:
     """The picture; None for one that cannot be read, if that is noted."""
     try:
         return open_image(image)
-    except ValueError as error:
+    except UnreadableImage as error:
         if broken is None:
             raise
         if str(error) not in broken:

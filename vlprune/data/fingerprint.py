@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 from typing import Literal, NamedTuple
 
 from vlprune.data import karpathy, lists, scenes, tables
@@ -137,9 +137,10 @@ def _annotations(source: Directory) -> Iterable[Path]:
 def _known(root: str, part: Literal["whole", "edges"], paths: Iterable[str]) -> Iterator[_File]:
     for path in paths:
         known = stat_file(path)
-        if known is None:  # a link to nothing
+        is_folder = known is not None and S_ISDIR(known.st_mode)
+        # A link to nothing, or what is never read, such as a FIFO.
+        if known is None or not (is_folder or S_ISREG(known.st_mode)):
             continue
-        is_folder = S_ISDIR(known.st_mode)
         if is_folder:  # its files count where they are, and what changes in it does not change the link
             known = os.lstat(path)
         size, times = 0 if is_folder else known.st_size, (known.st_mtime_ns, known.st_ctime_ns)

@@ -1,31 +1,31 @@
-"""Images of a data set: where they lie, opening them, finding those that cannot be read."""
+"""Images of a data set: where they lie, and the files that they are."""
 
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import os
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, NamedTuple, NoReturn
-
-from PIL import Image, UnidentifiedImageError
+from typing import BinaryIO, NamedTuple, NoReturn
 
 log = logging.getLogger(__name__)
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-# What Pillow raises on files that are no images or are cut short.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-# What says nothing of the image that is opened: a disk, the network or the machine fails.
-FAILURES = {
-    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENODEV, errno.ETIMEDOUT),
-    *(errno.ESTALE, errno.ENOTCONN, errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH),
+# {format that is read, as Pillow calls it: suffixes of its files}. No other is tried, whatever a file is called: some
+# of Pillow's readers start programs, as that of EPS does, or are hardly ever used.
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "PPM": (".pgm", ".pnm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
 }
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
 
@@ -188,6 +188,20 @@ def is_file(path: str) -> bool:
     return known is not None and S_ISREG(known.st_mode)
 
 
+def open_regular(path: str) -> BinaryIO:
+    """A regular file, open for reading; what else may lie at a path, such as a FIFO, is not waited for.
+
+    Raises:
+        ValueError: it is no regular file.
+        OSError: there is none, or it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 def list_files(top: str) -> list[str]:
     """The sorted paths of all files below a folder, and of the links to folders, which are not entered.
 
@@ -203,31 +217,6 @@ def list_files(top: str) -> list[str]:
 
 def _fail(error: OSError) -> NoReturn:
     raise error
-
-
-def open_image(image: Mapping[str, Any]) -> Image.Image:
-    """The RGB image of {where, path} or, encoded, {where, bytes}.
-
-    Raises:
-        ValueError: a file that is missing, no image or cut short, with the annotation that names it.
-        OSError: a disk, network or machine that fails (FAILURES), which says nothing of the image.
-    """
-    encoded = image.get("bytes")
-    try:
-        with Image.open(image["path"] or "" if encoded is None else io.BytesIO(encoded)) as opened:
-            return opened.convert("RGB")
-    except UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno in FAILURES:
-            raise OSError(error.errno, f"{image['where']}: {os.strerror(error.errno)}", image["path"]) from error
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"{image['where']}: cannot read image {image['path'] or ''}: {reason}") from None
-
-
-def open_images(rows: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
-    """The batch transform of the data sets: files to pictures."""
-    if "image" not in rows:
-        return rows
-    return {**rows, "image": [open_image(image) for image in rows["image"]]}
 
 
 def warn_of(broken: Sequence[str], name: str) -> None:

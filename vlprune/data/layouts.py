@@ -16,7 +16,7 @@ from vlprune.data.images import Picture
 from vlprune.data.source import Directory, Hub
 
 Kind = Literal["pairs", "questions"]
-READERS_VERSION = 1  # to raise when a reader makes other examples, pairs or batches of the same files
+READERS_VERSION = 2  # to raise when a reader makes other examples, pictures, pairs or batches of the same files
 _KEY = {"pairs": "image_id", "questions": "question_id"}
 _IMAGE = {"path": Value("string"), "where": Value("string")}
 _FEATURES: dict[Kind, dict[str, Any]] = {
