@@ -16,9 +16,11 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 from torch import Tensor
 
+from vlprune import escapes
 from vlprune.config import CalibrationConfig, ConfigError, ModelConfig, Options, PruningConfig, RunConfig, unknown
 from vlprune.cost import Cost, measured
 from vlprune.execution import Execution, gibibytes
@@ -98,7 +100,7 @@ class Steps:
         table.add_column("seconds", justify="right")
         table.add_column("peak memory, GiB", justify="right")
         for step, cost in self.costs:
-            table.add_row(step, f"{cost.seconds:.1f}", f"{cost.peak_memory / 2**30:.2f}")
+            table.add_row(Text(escapes.terminal(step)), f"{cost.seconds:.1f}", f"{cost.peak_memory / 2**30:.2f}")
         return table
 
 
@@ -142,7 +144,7 @@ def prune(arguments: Arguments, console: Console) -> Steps:
             with steps(f"write {place}"):
                 _write(model, dense, masks, place, _provenance(stage, bench, trap), arguments.masks_only)
             del bench.memory[stage.key]
-            console.print(f"wrote {place}", highlight=False, soft_wrap=True)
+            console.print(escapes.terminal(f"wrote {place}"), highlight=False, markup=False, soft_wrap=True)
     return steps
 
 
@@ -239,7 +241,7 @@ def main() -> None:
     try:
         steps = prune(arguments, console)
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escapes.terminal(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("stopped; what was written in full is kept")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vlprune import escapes
 from vlprune.config import ConfigError
 from vlprune.reports.publish import render
 from vlprune.store.manifest import read_manifest
@@ -56,7 +57,7 @@ def main() -> None:
     try:
         text = report(options)
     except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escapes.terminal(str(error))}")
     sys.stdout.write(text)
 
 

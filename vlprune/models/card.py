@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vlprune import escapes
 from vlprune.graph import LayerGraph
 from vlprune.masks import Masks, mask_hash, sparsity
 
@@ -44,7 +45,11 @@ def card(lines: CardLines, graph: LayerGraph, masks: Masks, provenance: Mapping[
         f"{sum(int(masks[n].sum()) for n in names):,} | {100 * sparsity({n: masks[n] for n in names}):.2f} % |"
         for group, names in (*groups.items(), ("all", list(masks)))
     ]
-    done = [f"- {key}: `{value}`" for key, value in provenance.items() if key != "modality"]
+    done = [
+        f"- {escapes.markdown(key)}: {escapes.markdown_code(value)}"
+        for key, value in provenance.items()
+        if key != "modality"
+    ]
     moved = " and new values for the weights that stay" if masks.weights is not None else ""
     return "\n".join(
         [
@@ -53,7 +58,7 @@ def card(lines: CardLines, graph: LayerGraph, masks: Masks, provenance: Mapping[
             "tags: [vlprune, pruning, sparse, image-text]",
             "---",
             "",
-            f"# {provenance['model'].rsplit(' ', 1)[0]} pruned to {100 * sparsity(masks):.2f} %",
+            f"# {escapes.markdown(provenance['model'].rsplit(' ', 1)[0])} pruned to {100 * sparsity(masks):.2f} %",
             "",
             "Pruned weights are exact zeros in dense tensors; nothing was fine-tuned. Its licence is that of the model "
             "it was made from.",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -16,22 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlprune import escapes
+
 MISSING = "–"
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in r"\`*[]|~$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-_LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {c: f"{{{c}}}" for c in "[*"}  # else options of the end of the row above
-    | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "|": r"\textbar{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "±": r"$\pm$",
-        MISSING: "--",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -66,13 +51,13 @@ def markdown(grid: Grid) -> str:
     only = grid.groups[0][0] if len(grid.groups) == 1 else ""
     body = [
         [
-            markdown_text(line.label),
-            *(f"**{cell}**" if best else cell for cell, best in zip(line.cells, line.best, strict=True)),
+            escapes.markdown(line.label),
+            *(f"**{cell}**" if best else cell for cell, best in zip(map(escapes.markdown, line.cells), line.best)),
         ]
         for block in grid.blocks
         for line in block
     ]
-    table = [[markdown_text(text) for text in (only, *labels)], *body]
+    table = [[escapes.markdown(text) for text in (only, *labels)], *body]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
 
     def join(row: list[str]) -> str:
@@ -82,18 +67,13 @@ def markdown(grid: Grid) -> str:
         return "| " + " | ".join([first, *others]) + " |"
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([f"### {markdown_text(grid.title)}", "", join(table[0]), rule, *(join(row) for row in body)])
-
-
-def markdown_text(text: str) -> str:
-    """A name as Markdown shows it literally, in one line; underscores inside words are literal there anyway."""
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", _one_line(text).translate(_MARKDOWN))
+    return "\n".join([f"### {escapes.markdown(grid.title)}", "", join(table[0]), rule, *(join(row) for row in body)])
 
 
 def latex(grid: Grid) -> str:
     """The grid as a table of LaTeX's booktabs."""
-    text = _styler(grid, _latex_text, bold="textbf: --rwrap;", rule="\\midrule\n").to_latex(
-        caption=_latex_text(grid.title),
+    text = _styler(grid, escapes.latex, bold="textbf: --rwrap;", rule="\\midrule\n").to_latex(
+        caption=escapes.latex(grid.title),
         column_format="l" + "r" * sum(len(names) for _, names in grid.groups),
         position_float="centering",
         hrules=True,
@@ -106,16 +86,12 @@ def latex(grid: Grid) -> str:
     return text.rstrip("\n")
 
 
-def _latex_text(text: str) -> str:
-    return _one_line(text).translate(_LATEX)
-
-
 def html_table(grid: Grid) -> str:
     """The grid as an HTML table with a style sheet of its own."""
-    styler = _styler(grid, html.escape, bold="font-weight: bold;", rule="")
+    styler = _styler(grid, escapes.html, bold="font-weight: bold;", rule="")
     rules = ["border-top: 1px solid;" if i in _starts(grid) else "" for i in range(sum(map(len, grid.blocks)))]
     styler.apply(lambda _: rules).apply_index(lambda _: rules, axis="index")
-    styler.set_caption(html.escape(grid.title))
+    styler.set_caption(escapes.html(grid.title))
     styler.set_table_styles(
         [
             {"selector": "", "props": "border-collapse: collapse; border-bottom: 1px solid; margin-bottom: 2em;"},
@@ -129,15 +105,15 @@ def html_table(grid: Grid) -> str:
         ]
     )
     # Style sheets of one page are told apart by the names of their tables; a name is the same each time.
-    name = hashlib.sha256(grid.title.encode()).hexdigest()[:8]
+    name = hashlib.sha256(grid.title.encode(errors="surrogatepass")).hexdigest()[:8]
     return styler.to_html(table_uuid=name).rstrip("\n")
 
 
 def paragraph(text: str, form: str) -> str:
     """A plain sentence as a paragraph of "markdown", "latex" or "html"."""
     if form == "html":
-        return f"<p>{html.escape(text)}</p>"
-    return markdown_text(text) if form == "markdown" else _latex_text(text)
+        return f"<p>{escapes.html(text)}</p>"
+    return escapes.markdown(text) if form == "markdown" else escapes.latex(text)
 
 
 def _grouped(grid: Grid) -> bool:
@@ -173,10 +149,6 @@ def _styler(grid: Grid, escape: Callable[[str], str], *, bold: str, rule: str) -
     return styler
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def terminal(grid: Grid, console: Console) -> list[Table]:
     """The grid as tables that fit a console: one, or one per sparsity where that is too wide."""
     whole = _table(grid, range(len(grid.groups)))
@@ -188,7 +160,7 @@ def terminal(grid: Grid, console: Console) -> list[Table]:
 
 def _table(grid: Grid, shown: Sequence[int]) -> Table:
     # A sparsity stands over the first column of its group; an empty column parts the groups.
-    title = Text(grid.title, style="bold")
+    title = Text(escapes.terminal(grid.title), style="bold")
     table = Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for i in shown:
@@ -196,14 +168,15 @@ def _table(grid: Grid, shown: Sequence[int]) -> Table:
         if i != shown[0]:
             table.add_column("", width=1)
         for j, name in enumerate(names):
-            table.add_column(Text(f"{group if j == 0 else ''}\n{name}"), justify="right", no_wrap=True)
+            over = escapes.terminal(group) if j == 0 else ""
+            table.add_column(Text(f"{over}\n{escapes.terminal(name)}"), justify="right", no_wrap=True)
     starts = list(accumulate((len(names) for _, names in grid.groups), initial=0))
     for block in grid.blocks:
         for line in block:
-            row = [Text(line.label)]
+            row = [Text(escapes.terminal(line.label))]
             for i in shown:
                 row += [Text()] if i != shown[0] else []
                 for j in range(starts[i], starts[i + 1]):
-                    row.append(Text(line.cells[j], style="bold" if line.best[j] else ""))
+                    row.append(Text(escapes.terminal(line.cells[j]), style="bold" if line.best[j] else ""))
             table.add_row(*row, end_section=line is block[-1])
     return table

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vlprune import escapes
 from vlprune.config import DENSE
 from vlprune.reports.frame import rows, variant_of
-from vlprune.reports.plots import literal
 from vlprune.reports.tables import percent
 from vlprune.reports.variants import NO_DEFAULTS, Defaults, labels, settings
 from vlprune.store.record import Record
@@ -124,8 +124,8 @@ def heat_map(overlaps: pd.DataFrame, sparsity: float, defaults: Defaults = NO_DE
     axes = chart.subplots(1, len(models), squeeze=False)[0]
     for ax, model, square in zip(axes, models, squares, strict=True):
         ax.imshow(square, vmin=0, vmax=1, cmap="Blues")
-        ax.set_title(literal(model), fontsize=11)
-        ticks = [literal(name) for name in square.index]
+        ax.set_title(escapes.figure(model), fontsize=11)
+        ticks = [escapes.figure(name) for name in square.index]
         ax.set_xticks(range(len(ticks)), ticks, rotation=40, ha="right", rotation_mode="anchor")
         shared = ax is not axes[0] and list(square.index) == list(squares[0].index)
         ax.set_yticks([] if shared else range(len(ticks)), [] if shared else ticks)

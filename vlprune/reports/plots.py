@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vlprune import escapes
 from vlprune.config import DENSE
 from vlprune.reports.frame import check_comparable, gathered, rows
 from vlprune.reports.tables import metric_axis
@@ -67,14 +68,14 @@ def figure(long: pd.DataFrame, floors: pd.DataFrame, task: str, metric: str) -> 
             dots = (0, (1, 1.5 + 1.5 * i))
             handles[f"floor: {floor}"] = ax.axhline(values.mean(), color=INK, linestyle=dots, linewidth=1.2)
         _dress(ax, model, sorted(100 * own.loc[own.method != DENSE, "sparsity"].unique()))
-    axes[0].set_ylabel(literal(metric_axis(metric)), fontsize=11)
+    axes[0].set_ylabel(escapes.figure(metric_axis(metric)), fontsize=11)
     axes[0].set_ylim(bottom=0)
-    chart.suptitle(literal(task), fontsize=12, fontweight="bold")
+    chart.suptitle(escapes.figure(task), fontsize=12, fontweight="bold")
     order = [*whole, *methods, *(name for name in handles if name.startswith("floor: "))]
     shown = [name for name in order if name in handles]
     chart.legend(
         [handles[name] for name in shown],
-        [literal(name) for name in shown],
+        [escapes.figure(name) for name in shown],
         loc="outside right center",
         frameon=False,
         fontsize=10,
@@ -83,7 +84,7 @@ def figure(long: pd.DataFrame, floors: pd.DataFrame, task: str, metric: str) -> 
 
 
 def _dress(ax, title: str, ticks: list[float]) -> None:
-    ax.set_title(literal(title), fontsize=11)
+    ax.set_title(escapes.figure(title), fontsize=11)
     ax.set_xlabel("sparsity (% of prunable weights)", fontsize=11)
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
@@ -91,11 +92,6 @@ def _dress(ax, title: str, ticks: list[float]) -> None:
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.tick_params(labelsize=10)
-
-
-def literal(text: str) -> str:
-    """A name as matplotlib draws it, without formulas."""
-    return text.replace("$", r"\$")
 
 
 def save(chart: Figure, path: Path) -> None:

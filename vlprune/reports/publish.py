@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from vlprune import escapes
 from vlprune.reports import plots
 from vlprune.reports.frame import floor_frame, frame
-from vlprune.reports.grid import html_table, latex, markdown, markdown_text, paragraph
+from vlprune.reports.grid import html_table, latex, markdown, paragraph
 from vlprune.reports.origins import mixture
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
 from vlprune.reports.tables import averages, details, summary
@@ -96,8 +97,8 @@ def publish(
         write_text(written[-2], overlaps.to_csv(index=False, float_format="%.6g"))
         plots.save(heat_map(overlaps, middle(overlaps.sparsity), defaults), written[-1])
         pictures["overlap of the masks"] = written[-1].name
-    links = "\n\n".join(f"![{title}]({quote(file)})" for title, file in pictures.items())
-    write_text(written[0], f"# {markdown_text(name)}\n\n{texts['markdown']}\n{links}\n")
+    links = "\n\n".join(f"![{escapes.markdown(title)}]({quote(file)})" for title, file in pictures.items())
+    write_text(written[0], f"# {escapes.markdown(name)}\n\n{texts['markdown']}\n{links}\n")
     return written
 
 
