@@ -5,24 +5,18 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
+from vlprune.store.documents import number, read_json
+
 PEEK = 1 << 16  # characters of a list that are read to see its first entry
+SHOWN = reprlib.Repr()
+SHOWN.maxstring = 200
+INT64 = 2**63  # what the columns of a data set hold
 SPLIT = re.compile(r"(?:^|[^a-zA-Z])(train|val|test(?:-dev)?)(?![a-zA-Z])")  # in a file name: train2014, not retrieval
-
-
-def read_json(path: Path) -> Any:
-    """The document of a file.
-
-    Raises:
-        ValueError: not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
 
 
 def items(path: Path, key: str) -> Iterator[tuple[str, Any]]:
@@ -52,19 +46,43 @@ def first_entry(path: Path) -> Any:
         if not start.lstrip().startswith("["):
             return _first_line(start)
         try:
-            return json.JSONDecoder().raw_decode(start.lstrip()[1:].lstrip())[0]
+            return json.JSONDecoder(parse_int=number).raw_decode(start.lstrip()[1:].lstrip())[0]
         except json.JSONDecodeError:
             if len(start) < size:
                 return None
             size *= 8
+        except RecursionError:  # as `check_whole` says
+            return None
 
 
 def _first_line(start: str) -> Any:
     line, more, _ = start.lstrip().partition("\n")
     try:
-        return json.loads(line) if more else None
-    except json.JSONDecodeError:
+        return json.loads(line, parse_int=number) if more else None
+    except (ValueError, RecursionError):
         return None
+
+
+def check_whole(paths: Iterable[Path]) -> None:
+    """Refuses files in which nothing was found because they are damaged or empty.
+
+    Raises:
+        ValueError: the first of them.
+    """
+    for path in paths:
+        if read_json(path) in ([], {}):
+            raise ValueError(f"{path} is empty: it has no entries")
+
+
+def shown(value: Any) -> str:
+    """A value of an annotation as an error shows it: in one printable line that is not long."""
+    return SHOWN.repr(value)
+
+
+def listed(names: Collection[Any]) -> str:
+    """The first names of many, as an error shows them."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(shown(name).strip("'\"") for name in islice(names, 10)) + more
 
 
 def fields(where: str, item: Any, wanted: Mapping[str, Any]) -> list[Any]:
@@ -81,19 +99,35 @@ def fields(where: str, item: Any, wanted: Mapping[str, Any]) -> list[Any]:
     if not isinstance(item, dict):
         raise ValueError(f"{where}: wanted an object with {', '.join(wanted)}, got {type(item).__name__}")
     if missing := [key for key in wanted if key not in item]:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}; it has: {', '.join(item)}")
+        raise ValueError(f"{where}: lacks {', '.join(missing)}; it has: {listed(item)}")
     for key, kind in wanted.items():
         if not isinstance(item[key], kind) or isinstance(item[key], bool):  # a bool is an int to Python
             kinds = " or ".join(each.__name__ for each in get_args(kind) or (kind,))
             raise ValueError(f"{where}: {key} must be {kinds}, got {reprlib.repr(item[key])}")
+        check_writable(where, key, item[key])
     return [item[key] for key in wanted]
+
+
+def check_writable(where: str, key: str, value: Any) -> None:
+    """Refuses what no column of a data set holds: whole numbers beyond 64 bits, and halves of characters.
+
+    Raises:
+        ValueError: with the value.
+    """
+    if isinstance(value, int) and not -INT64 <= value < INT64:
+        raise ValueError(f"{where}: {key} must be a whole number of 64 bits, got {shown(value)}")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: {key} holds half of a character (a lone surrogate): {shown(value)}") from None
 
 
 def text(where: str, item: Any, key: str) -> str:
     """The text that an item has under a key; an empty one is an error."""
     (found,) = fields(where, item, {key: str})
     if not found.strip():
-        raise ValueError(f"{where}: {key} must be a text that is not empty, got {found!r}")
+        raise ValueError(f"{where}: {key} must be a text that is not empty, got {shown(found)}")
     return found
 
 
@@ -102,11 +136,11 @@ def texts(where: str, item: Any, key: str) -> list[str]:
     (found,) = fields(where, item, {key: str | list})
     if not found:
         raise ValueError(f"{where}: {key} must be a text that is not empty, got {found!r}")
-    listed = [found] if isinstance(found, str) else found
-    if not all(isinstance(each, str) and each.strip() for each in listed):
-        for each in listed:
+    several = [found] if isinstance(found, str) else found
+    for each in several:
+        if not (isinstance(each, str) and each.isascii() and each.strip()):
             text(where, {key: each}, key)
-    return listed
+    return several
 
 
 def once(where: str, key: str, value: int | str, seen: dict[str, int | str]) -> None:
@@ -114,9 +148,9 @@ def once(where: str, key: str, value: int | str, seen: dict[str, int | str]) -> 
     first = next(iter(seen.values()), value)
     if type(value) is not type(first):
         kinds = type(value).__name__, type(first).__name__
-        raise ValueError(f"{where}: {key} {value!r} is {kinds[0]}, those before are {kinds[1]}")
+        raise ValueError(f"{where}: {key} {shown(value)} is {kinds[0]}, those before are {kinds[1]}")
     if str(value) in seen:
-        raise ValueError(f"{where}: {key} {value} occurs twice")
+        raise ValueError(f"{where}: {key} {listed([value])} occurs twice")
     seen[str(value)] = value
 
 
@@ -128,4 +162,4 @@ def split_of(path: Path) -> str | None:
 
 def no_split(where: object, split: str, there: Iterable[str]) -> ValueError:
     """The error that says that a split does not exist, and which do."""
-    return ValueError(f"{where} has no split {split!r}; it has: {', '.join(sorted(there)) or 'none'}")
+    return ValueError(f"{where} has no split {split!r}; it has: {listed(sorted(there)) or 'none'}")

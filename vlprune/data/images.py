@@ -13,6 +13,9 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO, NamedTuple, NoReturn
 
+from vlprune import escapes
+from vlprune.data.annotations import shown
+
 log = logging.getLogger(__name__)
 # {format that is read, as Pillow calls it: suffixes of its files}. No other is tried, whatever a file is called: some
 # of Pillow's readers start programs, as that of EPS does, or are hardly ever used.
@@ -95,7 +98,9 @@ class ImageFolder:
     def _look(self, name: str, where: str, subfolder: str) -> Picture:
         parts = Path(name).parts
         if not parts or os.path.isabs(name) or ".." in parts or "\0" in name:
-            raise ValueError(f"{where}: image path {name!r} leaves {self.tops[0] if self.tops else 'its directory'}")
+            raise ValueError(
+                f"{where}: image path {shown(name)} leaves {self.tops[0] if self.tops else 'its directory'}"
+            )
         extras = dict.fromkeys(((), (subfolder,) if subfolder else ()))
         for start in range(len(parts)):
             for top, extra in product(map(str, self.tops), extras):
@@ -111,12 +116,14 @@ class ImageFolder:
                     continue
                 other = self._names.setdefault(path, name)
                 if other != name:
-                    raise ValueError(f"{where}: image path {name!r} and, before, {other!r} stand for one file, {path}")
+                    raise ValueError(
+                        f"{where}: image path {shown(name)} and, before, {shown(other)} stand for one file, {path}"
+                    )
                 return Picture(path, where)
             if start < len(parts) - 1 and any((top / parts[start]).is_dir() for top in self.tops):
                 break  # the file is missing in a folder that is there; one of its name elsewhere is another
         wanted = os.path.join(self.tops[0], name) if self.tops else name
-        return Picture(wanted, where, f"there is no image {wanted}")
+        return Picture(wanted, where, f"there is no image {escapes.terminal(wanted)[:1000]}")
 
     def stay(self, path: str, name: str, where: str) -> None:
         """Refuses a file or folder, which an annotation names, that lies outside, links followed.
@@ -126,7 +133,7 @@ class ImageFolder:
         """
         real = os.path.realpath(path)
         if not self._within(real):
-            raise ValueError(f"{where}: image path {name!r} leaves {self.root}, it is {real}")
+            raise ValueError(f"{where}: image path {shown(name)} leaves {self.root}, it is {real}")
 
     def _numbered(self, top: Path) -> dict[int, list[str]]:
         """{number: sorted paths} of the images below a top whose names end with a number."""

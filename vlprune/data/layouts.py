@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from vlprune.data import karpathy, lists, official, tables
-from vlprune.data.annotations import once
+from vlprune.data.annotations import check_whole, check_writable, once, shown
 from vlprune.data.images import Picture
 from vlprune.data.source import Directory, Hub
 
@@ -85,7 +85,7 @@ def find_layout(directory: Directory, kind: Kind) -> tuple[Layout, list[Path]] |
 
     Raises:
         FileNotFoundError: no layout, with what was looked for and what is there.
-        ValueError: several layouts.
+        ValueError: several layouts, or none because a file is damaged or empty.
     """
     found = [(layout, files) for layout in LAYOUTS[kind] if (files := layout.find(directory))]
     if len(found) > 1:
@@ -93,6 +93,7 @@ def find_layout(directory: Directory, kind: Kind) -> tuple[Layout, list[Path]] |
         raise ValueError(f"{directory.name} has {kind} in several layouts: {listed}; name the files of one as the data")
     if found or directory.tables():
         return found[0] if found else None
+    check_whole(directory.named("*.json"))
     wanted = "; ".join(f"{layout.name} ({layout.pattern})" for layout in LAYOUTS[kind])
     names = sorted(path.name for path in (directory.root.iterdir() if directory.whole else directory.files))
     there = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
@@ -141,7 +142,7 @@ def read(source: Directory | Hub, kind: Kind, split: str) -> Examples:
         named = kind == "questions" and "image.bytes" not in images.column_names
         for image_id, path in zip(part.data["image_id"], images["image.path"]) if named else ():
             if files.setdefault(str(image_id), path) != path:
-                raise ValueError(f"{where}: image_id {image_id} is {path}, before {files[str(image_id)]}")
+                raise ValueError(f"{where}: image_id {shown(image_id)} is {path}, before {files[str(image_id)]}")
         problems |= {start + row: problem for row, problem in part.problems.items()}
         start += len(part.data)
     return Examples(concatenate_datasets([part.data for part in parts]), problems)
@@ -166,6 +167,9 @@ def _read_one(source: Directory | Hub, kind: Kind, split: str) -> Examples:
     if layout is None or isinstance(source, Hub):
         return Examples(*(tables.read_pairs if kind == "pairs" else tables.read_questions)(source, split))
     rows = layout[0].read(source, layout[1], split)
+    if not rows:
+        names = ", ".join(path.name for path in layout[1])
+        raise ValueError(f"{source.name}: there are no {kind} of split {split!r} in {names}")
     pictures: list[Picture] = [row["image"] for row in rows]
     columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in _FEATURES[kind]}
     columns["image"] = [{"path": picture.path, "where": picture.where} for picture in pictures]
@@ -175,6 +179,9 @@ def _read_one(source: Directory | Hub, kind: Kind, split: str) -> Examples:
         if name.endswith("_id")
     }
     features = Features({name: ids.get(name, feature) for name, feature in _FEATURES[kind].items()})
+    for name in ids:  # an id may come from the name of a file
+        for value, picture in zip(columns[name], pictures):
+            check_writable(picture.where, name, value)
     problems = {n: f"{picture.where}: {picture.problem}" for n, picture in enumerate(pictures) if picture.problem}
     # Not Dataset.from_dict, which walks through every value in Python.
     table = pa.Table.from_pydict(columns, schema=features.arrow_schema)

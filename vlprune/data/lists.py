@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import image_ids
-from vlprune.data.annotations import fields, first_entry, list_items, no_split, once, split_of, text, texts
+from vlprune.data.annotations import (
+    check_whole,
+    fields,
+    first_entry,
+    list_items,
+    no_split,
+    once,
+    shown,
+    split_of,
+    text,
+    texts,
+)
 from vlprune.data.images import ImageFolder
 from vlprune.data.regions import box_of, regions_of
 from vlprune.data.source import Directory
@@ -48,7 +59,7 @@ def read_pairs(directory: Directory, files: Sequence[Path], split: str) -> list[
             for key, value in given.items():
                 fields(where, item, {key: int | str})
                 if owners.setdefault((key, value), name) != name:
-                    raise ValueError(f"{where}: {key} {value!r} is that of image {owners[key, value]!r}, too")
+                    raise ValueError(f"{where}: {key} {shown(value)} is that of image {shown(owners[key, value])}, too")
             if name not in rows:
                 rows[name] = {**given, "image": folder.find(name, where), "captions": [], "regions": []}
             regions = regions_of(where, item) if "elems" in item else []
@@ -148,6 +159,7 @@ def _files(directory: Directory, files: Sequence[Path], split: str) -> list[Path
             return named["train"]
     chosen = named.get(split, [])
     if not chosen:
+        check_whole(path for path in directory.named("*.json") if split_of(path) == split)
         raise no_split(directory.name, split, named)
     if len(chosen) > 1:
         names = ", ".join(path.name for path in chosen)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprune.data.annotations import fields, items, no_split, once, split_of, text
+from vlprune.data.annotations import fields, items, no_split, once, shown, split_of, text
 from vlprune.data.images import ImageFolder
 from vlprune.data.source import Directory
 
@@ -45,7 +45,7 @@ def read_captions(directory: Directory, files: Sequence[Path], split: str) -> li
     for where, item in items(path, "annotations"):
         (image_id,) = fields(where, item, {"image_id": int | str})
         if str(image_id) not in rows:
-            raise ValueError(f"{where}: image_id {image_id} is not among the images")
+            raise ValueError(f"{where}: image_id {shown(image_id)} is not among the images")
         rows[str(image_id)]["captions"].append(text(where, item, "caption"))
     for row in rows.values():
         if not row["captions"]:
@@ -71,8 +71,8 @@ def read_questions(directory: Directory, files: Sequence[Path], split: str) -> l
         question = text(where, item, "question")
         question_id, image_id = fields(where, item, {"question_id": int | str, "image_id": int | str})
         once(where, "question_id", question_id, seen)
-        if not str(image_id).isdecimal():
-            raise ValueError(f"{where}: image_id must be a whole number, got {image_id!r}")
+        if not re.fullmatch("[0-9]{1,18}", str(image_id)):
+            raise ValueError(f"{where}: image_id must be a whole number, got {shown(image_id)}")
         if "split" not in item and split_of(asked) is None:
             raise ValueError(f"{where}: lacks split, which every question needs as the file name has none")
         (own_split,) = fields(where, {"split": split, **item}, {"split": str})
@@ -80,7 +80,7 @@ def read_questions(directory: Directory, files: Sequence[Path], split: str) -> l
         if own_split != split:
             continue
         if answered is not None and str(question_id) not in answers:
-            raise ValueError(f"{where}: question {question_id} has no answers in {answered}")
+            raise ValueError(f"{where}: question {shown(question_id)} has no answers in {answered}")
         rows.append(
             {
                 "image": folder.numbered(int(image_id), where, _subfolder(asked)),
@@ -103,7 +103,7 @@ def _answers(path: Path) -> dict[str, list[str]]:
         question_id, given = fields(where, item, {"question_id": int | str, "answers": list})
         once(where, "question_id", question_id, seen)
         texts = [answer.get("answer") if isinstance(answer, dict) else None for answer in given]
-        if not all(isinstance(each, str) for each in texts):
+        if not all(isinstance(each, str) and each.isascii() for each in texts):
             for i, answer in enumerate(given):
                 fields(f"{where}, answer {i}", answer, {"answer": str})
         if len(given) < 2:  # the accuracy leaves one person out

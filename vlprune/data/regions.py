@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from vlprune.data.annotations import fields, list_items, text, texts
 
 Region = dict[str, Any]
+LARGEST = 2**31  # of the numbers of a box, in pixels
 
 
 def regions_of(where: str, item: Any) -> list[Region]:
@@ -33,13 +33,13 @@ def regions_of(where: str, item: Any) -> list[Region]:
 
 
 def box_of(where: str, box: Any) -> list[float]:
-    """A box as four finite numbers, [x, y, width, height].
+    """A box as four numbers of pixels, [x, y, width, height].
 
     Raises:
         ValueError: anything else, or a width or height that is not above 0.
     """
     numbers = isinstance(box, list) and all(
-        isinstance(e, int | float) and not isinstance(e, bool) and math.isfinite(e) for e in box
+        isinstance(e, int | float) and not isinstance(e, bool) and abs(e) < LARGEST for e in box
     )
     if not numbers or len(box) != 4 or min(box[2:]) <= 0:
         wanted = "4 numbers, x, y, and a width and height above 0"

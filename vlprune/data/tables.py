@@ -23,9 +23,10 @@ from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetsError
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from vlprune.data.annotations import no_split, split_of
+from vlprune.data.annotations import no_split, shown, split_of
 from vlprune.data.images import ImageFolder, is_file
 from vlprune.data.source import Directory, Hub
+from vlprune.store.documents import DEEPEST, too_deep
 
 T = TypeVar("T")
 REGIONS = List({"box": List(Value("float64")), "phrase": Value("string")})
@@ -49,7 +50,7 @@ def read_pairs(source: Directory | Hub, split: str) -> tuple[Dataset, dict[int, 
     """
     data = _load(source, split)
     image, captions = _column(source, data, IMAGE), _column(source, data, CAPTIONS)
-    texts: dict[str, list[Any]] = {"image_id": _ids(data, IMAGE_ID, split), "captions": [], "regions": []}
+    texts: dict[str, list[Any]] = {"image_id": _ids(source, data, IMAGE_ID, split), "captions": [], "regions": []}
     first: dict[Any, int] = {}
     for row, (image_id, value) in enumerate(zip(texts["image_id"], data[captions])):
         found = texts_of(value, f"{_entry(source, split, row)}, {captions}")
@@ -78,9 +79,9 @@ def read_questions(source: Directory | Hub, split: str) -> tuple[Dataset, dict[i
     is_test = split.startswith("test")
     answers = _named(data.column_names, ANSWERS) if is_test else _column(source, data, ANSWERS)
     texts: dict[str, list[Any]] = {
-        "image_id": _ids(data, IMAGE_ID, split),
+        "image_id": _ids(source, data, IMAGE_ID, split),
         "question": [],
-        "question_id": _ids(data, QUESTION_ID, split),
+        "question_id": _ids(source, data, QUESTION_ID, split),
         "answers": [],
         "weight": [1.0] * len(data),
     }
@@ -136,14 +137,24 @@ def texts_of(value: Any, where: str) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [text for each in value for text in texts_of(each, where)]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: wanted texts that are not empty, got {value!r:.80}")
+        raise ValueError(f"{where}: wanted texts that are not empty, got {shown(value)}")
     return [value]
+
+
+def _check_lines(source: Directory) -> None:
+    """Refuses JSON lines that are nested so deeply that the library that reads them ends the process."""
+    for path in (path for path in source.tables() if path.suffix == ".jsonl"):
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.count(b"[") + line.count(b"{") >= DEEPEST and too_deep(line.decode(errors="replace")):
+                    raise ValueError(f"{path}, line {number}: lists and objects are nested more than {DEEPEST} deep")
 
 
 def _arguments(source: Directory | Hub) -> dict[str, Any]:
     """What load_dataset is called with for a source."""
     if isinstance(source, Hub):
         return {"path": source.path, "name": source.config}
+    _check_lines(source)
     if source.whole:
         return {"path": str(source.root.resolve())}
     files: dict[str, list[str]] = {}
@@ -224,7 +235,7 @@ def _column(source: Directory | Hub, data: Dataset, wanted: Sequence[str]) -> st
     return _wanted(source, data.column_names, wanted)
 
 
-def _ids(data: Dataset, wanted: Sequence[str], split: str) -> list[Any]:
+def _ids(source: Directory | Hub, data: Dataset, wanted: Sequence[str], split: str) -> list[Any]:
     """The ids of the rows, whole numbers or texts; split and number of the row where not all have an id."""
     name = _named(data.column_names, wanted)
     ids = list(data[name]) if name else [None]
@@ -232,6 +243,10 @@ def _ids(data: Dataset, wanted: Sequence[str], split: str) -> list[Any]:
         return [f"{split} {row}" for row in range(len(data))]
     if name == "__key__" and len(set(ids)) < len(ids):  # two shards may use the same keys
         return [f"{os.path.basename(url)}/{key}" for url, key in zip(data["__url__"], ids)]
+    for row, value in enumerate(ids):  # what was a longer whole number is one of several by now
+        if isinstance(value, float) and not abs(value) < 2**53:
+            where = _entry(source, split, row)
+            raise ValueError(f"{where}: {name} must be a whole number of 64 bits or a text, got {value:g}")
     return ids if all(isinstance(i, int) for i in ids) else list(map(str, ids))
 
 
