@@ -14,7 +14,7 @@ import vlprune
 from eval import TASKS, get_task
 from vlprune.batch import Batch
 from vlprune.config import ConfigError
-from vlprune.finetune.sparse import kept_sparse
+from vlprune.finetune.sparse import KeptSparse
 from vlprune.models import family_of, load_model, model_fingerprint, save_model
 from vlprune.models.generation import beam_search
 from vlprune.models.openclip.adapter import OpenCLIP
@@ -398,15 +398,17 @@ def test_a_pruned_model_learns_and_stays_pruned(directories, name):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
     losses = []
-    with kept_sparse(model, optimizer, masks, model.layer_of):
-        for _ in range(8):
-            loss = model.retrieval_loss(pairs.images, pairs.texts, range(5), generator)
-            if model.can({"captioning_loss"}):
-                loss = loss + model.captioning_loss(pairs.images, pairs.texts)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+    sparse = KeptSparse(model, masks, model.layer_of)
+    for _ in range(8):
+        loss = model.retrieval_loss(pairs.images, pairs.texts, range(5), generator)
+        if model.can({"captioning_loss"}):
+            loss = loss + model.captioning_loss(pairs.images, pairs.texts)
+        optimizer.zero_grad()
+        loss.backward()
+        sparse.mask_gradients()
+        optimizer.step()
+        sparse.mask_weights()
+        losses.append(loss.item())
     assert vlprune.masks.measure(model) == 0.5
     assert losses[-1] < losses[0]
 
