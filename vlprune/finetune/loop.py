@@ -19,6 +19,7 @@ from vlprune.config import FinetuningConfig
 from vlprune.finetune.checkpoint import Checkpoint
 from vlprune.finetune.sampler import Augment, AugmentedExamples, Epochs, Example, PassSampler, not_augmented
 from vlprune.finetune.sparse import KeptSparse
+from vlprune.seeds import seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def finetune(
         # A task leaves some modules out, such as BLIP's encoder in captioning.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    choices = torch.Generator().manual_seed(seed + 1)
+    choices = torch.Generator().manual_seed(seed_of(seed, "loss"))
     n, epochs = len(examples), config.epochs
     epoch = max(1, n // config.batch_size) if epochs is None else math.ceil(n / config.batch_size)
     steps = config.steps if epochs is None else epochs * epoch
@@ -84,7 +85,7 @@ def finetune(
         batch_size=config.batch_size,
         device_batch=config.device_batch,
         steps=epoch,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(seed_of(seed, "order of examples")),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )

@@ -19,6 +19,8 @@ from vlprune.config import CalibrationConfig, Options, PruningConfig, RunConfig
 from vlprune.masks import Masks
 from vlprune.models import ModelAdapter
 from vlprune.pruners import PRUNERS, Pruner, check_pruning, get_pruner, prune_masks, search_masks
+from vlprune.seeds import VERSION as SEEDS_VERSION
+from vlprune.seeds import seed_of
 from vlprune.stages.fingerprints import Fingerprints, pruner_code
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.stages.statistics import calibration_reads, draw, gradient_rows, measure, merged, statistics_stages
@@ -196,7 +198,7 @@ def searched(
                 model,
                 batches(step),
                 pruner.needs,
-                seed + step,
+                seed_of(seed, "search step", step),
                 alignment=calibration.alignment,
                 layers=layers,
                 rows=new_rows(),
@@ -250,6 +252,7 @@ def _reads(config: RunConfig, pruner: Pruner, known: Fingerprints) -> dict[str, 
         if pruner.search is not None:
             # The number of batches that a search draws is what it plans.
             reads["plan"] = steps, per_step = pruner.search.plan(config.calibration)
+            reads["seeds"] = SEEDS_VERSION
             n_batches, without = steps * per_step, ("n_batches",)
         reads["measured"] = calibration_reads(config, pruner.needs, known, n_batches=n_batches, without=without)
     return reads

@@ -28,6 +28,7 @@ from vlprune.masks import VERSION as MASKS_VERSION
 from vlprune.masks import Masks, apply_masks
 from vlprune.masks import measure as zeros_of
 from vlprune.models import ModelAdapter
+from vlprune.seeds import VERSION as SEEDS_VERSION
 from vlprune.stages.examples import columns, examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
 from vlprune.stages.stage import Bench, Made, Stage
@@ -189,7 +190,7 @@ def _reads(config: RunConfig, task: Task, known: Fingerprints) -> dict[str, Any]
     reads: dict[str, Any] = {"model": known.model(config.model), "seed": config.seed, "task": task.name}
     if config.task.image_size is not None:
         reads["image_size"] = config.task.image_size
-    reads["code"] = [FINETUNE_VERSION, MASKS_VERSION]
+    reads["code"] = [FINETUNE_VERSION, MASKS_VERSION, SEEDS_VERSION]
     if config.finetuning.steps == 0:
         return {**reads, "finetuning": {"steps": 0}}
     reads |= {
