@@ -58,8 +58,9 @@ class RetrievalModel(Protocol):
         """Re-ranking scores (n,) of n pairs of an image and a text.
 
         Args:
-            image_tokens: (n, t, width), the tokens of each pair's image.
-            texts: the n texts.
+            image_tokens: (n_images, t, width), the tokens of each image.
+            texts: n texts, equally many for each image, one image's after another's; of two images and six texts, the
+                first three are paired with the first image.
             similarity: (n,), the dot product of the features of each pair.
         """
         ...

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -226,7 +226,7 @@ def _match(
     pair_images: Int[np.ndarray, " pairs"],
     pair_texts: Int[np.ndarray, " pairs"],
 ) -> list[float]:
-    """The matching score of each pair, PAIRS of them at a time.
+    """The matching score of each pair, about PAIRS of them at a time, those of an image together.
 
     Args:
         model: the model that matches images and texts.
@@ -239,15 +239,27 @@ def _match(
         ValueError: scores that are NaN.
     """
     (image_features, image_tokens), (text_features, states) = images, texts
-    scores: list[float] = []
-    for start in range(0, len(pair_images), PAIRS):
-        chosen = slice(start, start + PAIRS)
-        i, t = (torch.from_numpy(x[chosen]).to(image_features.device) for x in (pair_images, pair_texts))
-        similarity = (image_features[i] * text_features[t]).sum(1)
-        scores += model.match(image_tokens[i], states.select(t), similarity).float().tolist()
+    scores = np.empty(len(pair_images), dtype=np.float32)
+    for own in _by_image(pair_images):
+        i, t = (torch.from_numpy(x).to(image_features.device) for x in (pair_images[own[:, 0]], pair_texts[own]))
+        similarity = (image_features[i][:, None] * text_features[t]).sum(2).flatten()
+        scores[own.ravel()] = model.match(image_tokens[i], states.select(t.flatten()), similarity).float().cpu()
     if broken := int(np.isnan(scores).sum()):
         raise ValueError(f"the model matches {broken} of {len(scores)} pairs with NaN")
-    return scores
+    return scores.tolist()
+
+
+def _by_image(pair_images: Int[np.ndarray, " pairs"]) -> Iterator[Int[np.ndarray, "images texts"]]:
+    """Positions of about PAIRS pairs at a time, a row for each image: of images that are in equally many pairs.
+
+    The pairs of images 7, 8, 8, 9 are [[0], [3]] and [[1, 2]].
+    """
+    order = np.argsort(pair_images, kind="stable")
+    _, starts, counts = np.unique(pair_images[order], return_index=True, return_counts=True)
+    for count in np.unique(counts):
+        rows = order[starts[counts == count][:, None] + np.arange(count)]
+        together = max(1, PAIRS // count)
+        yield from (rows[start : start + together] for start in range(0, len(rows), together))
 
 
 def _candidates_of_both(images: Float[Tensor, "n d"], texts: Float[Tensor, "m d"], k: int) -> list[list[list[int]]]:

@@ -51,7 +51,7 @@ class Oracle:
 
     def match(self, image_tokens, texts, similarity):
         self.pairs_matched += len(similarity)
-        same = image_tokens[:, 0, 0] == texts.numbers
+        same = self._of_pairs(image_tokens, similarity) == texts.numbers
         assert torch.equal(similarity, same.float()), "the similarity given is that of the pair"
         return same.float() * 3 + similarity
 
@@ -79,6 +79,11 @@ class Oracle:
     def vqa_loss(self, images, questions, answers, weights):
         self.received["vqa"] = (self._numbers(images).tolist(), list(questions), answers, weights)
         return torch.tensor(3.0)
+
+    @staticmethod
+    def _of_pairs(image_tokens, similarity):
+        """The number of the image of each pair."""
+        return image_tokens[:, 0, 0].repeat_interleave(len(similarity) // len(image_tokens))
 
     @staticmethod
     def _numbers(images):

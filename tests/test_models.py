@@ -58,6 +58,35 @@ def test_padding_changes_nothing(model):
     torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_first_token_alone_is_that_of_the_whole_fusion(model, each):
+    images, captions = [noise_image(i) for i in range(4 // each)], [*CAPTIONS[:3], "a dog"]
+
+    def states_and_gradients(first_states):
+        model.zero_grad()
+        tokens = model.tokens_of(images)
+        states = first_states(model.encode_texts(captions), tokens)
+        (states * torch.arange(states.numel()).view_as(states).cos()).sum().backward()
+        return states, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, whole = states_and_gradients(lambda texts, t: model.fuse(texts, t.repeat_interleave(each, 0))[:, 0])
+    states, gradients = states_and_gradients(model.fuse_first)
+    torch.testing.assert_close(states, plain, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == whole.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, whole[name], atol=1e-4, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_loss_of_retrieval_is_itc_and_itm(model):
+    images, texts, ids = [noise_image(i) for i in range(4)], [*CAPTIONS[:3], "a dog"], [0, 1, 2, 3]
+    loss = model.retrieval_loss(images, texts, ids, torch.Generator().manual_seed(0))
+    tokens, states = model.tokens_of(images), model.encode_texts(texts)
+    features = model.image_features(tokens), model.text_features(states.hidden), torch.eye(4, dtype=torch.bool)
+    negatives = model.hard_negatives(*features, torch.Generator().manual_seed(0))
+    itm = model.itm_loss(states, tokens, model.fuse(states, tokens), negatives)
+    torch.testing.assert_close(loss, model.itc_loss(*features) + itm)
+
+
 @torch.no_grad()
 def test_cached_decoding_equals_teacher_forcing(model):
     from transformers import DynamicCache, EncoderDecoderCache

@@ -107,6 +107,7 @@ class Noisy(Oracle):
         self.images, self.texts = torch.randn(2, 64, 4, generator=generator)
         self.scores = torch.randn(64, 64, generator=generator)
         self.seen = []
+        self.images_matched = 0
 
     def embed_images(self, images):
         numbers = self._numbers(images)
@@ -120,9 +121,10 @@ class Noisy(Oracle):
         return self.texts[numbers], Texts(numbers)
 
     def match(self, image_tokens, texts, similarity):
-        i = image_tokens[:, 0, 0].long()
+        i = self._of_pairs(image_tokens, similarity).long()
         torch.testing.assert_close(similarity, (self.images[i] * self.texts[texts.numbers]).sum(1))
         self.pairs_matched += len(i)
+        self.images_matched += len(image_tokens)
         return self.scores[i, texts.numbers]
 
 
@@ -156,6 +158,24 @@ def test_predict_equals_recalls_of_the_dense_matrices(k_test, monkeypatch):
     order = i2t[0].argsort(descending=True)[: min(k_test, 10)].tolist()
     assert first == [[f"i{t // 3}", t % 3] for t in order]
     assert [(p["image_id"], p["caption"]) for p in predictions[12:]] == [(f"i{t // 3}", t % 3) for t in range(36)]
+
+
+def test_an_image_is_read_once_for_all_texts_of_a_part():
+    examples, model = numbered_examples(12, 3), Noisy(0)
+    retrieval.predict(model, examples, RetrievalOptions(10))
+    assert model.pairs_matched > model.images_matched == 12
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 4, 100])
+def test_pairs_are_matched_once_each_in_rows_of_an_image(pairs, monkeypatch):
+    monkeypatch.setattr(retrieval, "PAIRS", pairs)
+    images = np.random.default_rng(0).integers(0, 9, 40)
+    parts = list(retrieval._by_image(images))
+    assert sorted(np.concatenate([part.ravel() for part in parts])) == list(range(40))
+    for part in parts:
+        assert (images[part] == images[part[:, :1]]).all()
+        assert part.size <= max(pairs, part.shape[1])
+    assert [part.tolist() for part in retrieval._by_image(np.array([7, 8, 8, 9]))][-1] == [[1, 2]]
 
 
 def test_scores_of_stored_parts_are_the_same_bits(monkeypatch):

@@ -20,7 +20,7 @@ from vlprune.models.base import Config
 from vlprune.models.fusion import FusionAdapter, TextStates
 from vlprune.models.images import CLIP_MEAN, CLIP_STD, ImageInput, resize_positions, square
 from vlprune.models.text import Tokens, pad
-from vlprune.models.transformers_internals import run_blip_text_layer
+from vlprune.models.transformers_internals import run_blip_text_layer, run_fusion_for_first
 
 TIED = ("embeddings", "crossattention", "intermediate", "output")
 PRETRAINING, RETRIEVAL, CAPTIONING, VQA = "pretraining", "retrieval", "captioning", "vqa"
@@ -138,13 +138,21 @@ class BLIP(FusionAdapter):
 
     def fuse(self, texts: TextStates, images: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Hidden states of the image-grounded encoder, which reads the text anew after the token [ENC]."""
-        ids = texts.tokens.ids.clone()
-        ids[:, 0] = self.token_id("[ENC]")
-        hidden, mask = self.text_encoder.embeddings(ids), additive_mask(texts.tokens.attention_mask)
+        hidden, mask = self._grounded_input(texts)
         additive_image_mask = additive_mask(image_mask)
         for layer in self.text_encoder.encoder.layer:
             hidden = run_blip_text_layer(layer, hidden, mask, images, additive_image_mask)
         return hidden
+
+    def fuse_first(self, texts: TextStates, images: Tensor) -> Tensor:
+        """The state of [ENC] in the image-grounded encoder."""
+        return run_fusion_for_first(self.text_encoder.encoder.layer, *self._grounded_input(texts), images)
+
+    def _grounded_input(self, texts: TextStates) -> tuple[Tensor, Tensor | None]:
+        """What the image-grounded encoder begins with: embeddings (n, length, width), additive attention mask."""
+        ids = texts.tokens.ids.clone()
+        ids[:, 0] = self.token_id("[ENC]")
+        return self.text_encoder.embeddings(ids), additive_mask(texts.tokens.attention_mask)
 
     def decode(
         self,

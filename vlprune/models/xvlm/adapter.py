@@ -20,6 +20,7 @@ from vlprune.models.base import Config
 from vlprune.models.fusion import MAX_WORDS, FusionAdapter, TextStates
 from vlprune.models.images import CLIP_MEAN, CLIP_STD, ImageInput, resize_positions, square
 from vlprune.models.text import Tokens, pad
+from vlprune.models.transformers_internals import run_fusion_for_first
 from vlprune.models.xvlm.boxes import box_loss, patches_in
 from vlprune.models.xvlm.encoders import Fusion, read_encoders
 from vlprune.models.xvlm.masked_words import mask_words
@@ -138,6 +139,11 @@ class XVLM(XVLMModules, FusionAdapter):
         mask = additive_mask(texts.tokens.attention_mask)
         return self.fused_states(texts.hidden, mask, images, additive_mask(image_mask))
 
+    def fuse_first(self, texts: TextStates, images: Tensor) -> Tensor:
+        """The state of [CLS] after the fusion layers."""
+        layers, mask = self.text_encoder.layer[self.fusion_layer :], additive_mask(texts.tokens.attention_mask)
+        return run_fusion_for_first(layers, texts.hidden, mask, images)
+
     def decode(
         self,
         kind: Literal["caption", "answer"],
@@ -184,8 +190,11 @@ class XVLM(XVLMModules, FusionAdapter):
         vision.config.image_size = size
 
     def match(self, image_tokens: Tensor, texts: TextStates, similarity: Tensor) -> Tensor:
-        """Re-ranking scores (n,) of n pairs: the ITM logit plus `itc_weight` times the ITC similarity (n,)."""
-        return self.itm_head(self.fuse(texts, image_tokens)[:, 0])[:, 1] + self.itc_weight * similarity
+        """Re-ranking scores (n,) of n pairs: the ITM logit plus `itc_weight` times the ITC similarity (n,).
+
+        Equally many of the n texts belong to each of the images, one image's after another's.
+        """
+        return self.itm_head(self.fuse_first(texts, image_tokens))[:, 1] + self.itc_weight * similarity
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts as [CLS], pieces, without [SEP]."""
