@@ -30,7 +30,8 @@ def beam_search(
 
     Args:
         step: (ids (n · num_beams, new), cache) -> logits (n · num_beams, vocabulary) of the token after the last;
-            number i · num_beams + j is beam j of input i. The cache holds the keys and values of the ids before.
+            number i · num_beams + j is beam j of input i. The cache holds the keys and values of the ids before, and of
+            what cross-attention looks at, which must be the same for all beams of an input.
         n: number of inputs.
         prompt: ids that every sequence starts with, at least one.
         end: id of the end token.
@@ -73,7 +74,8 @@ def beam_search(
         survivors = (offset + source.gather(1, alive)).flatten()
         new = token.gather(1, alive).view(-1, 1)
         ids = torch.cat([ids[survivors], new], dim=1)
-        cache.reorder_cache(survivors)  # pyright: ignore[reportArgumentType]
+        # Cross-attention's keys and values are the same for all beams of an input.
+        cache.self_attention_cache.reorder_cache(survivors)  # pyright: ignore[reportArgumentType]
     for i in range(n):
         if open_inputs[i]:
             length = ids.shape[1]
