@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 from conftest import small_model
 
+from eval import get_task
 from vlprune.config import (
     CalibrationConfig,
     FinetuningConfig,
@@ -24,6 +25,7 @@ from vlprune.models import save_model
 from vlprune.models.fingerprint import Fingerprint
 from vlprune.pipeline import chain
 from vlprune.pruners import PRUNERS
+from vlprune.stages import examples
 from vlprune.stages import fingerprints as module
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.masks import settings_read
@@ -184,6 +186,7 @@ def test_the_seed_moves_the_masks_of_methods_that_draw_or_measure(config):
         ("vlprune.stages.fingerprints", "SELECTION_VERSION", KINDS[1:]),
         ("vlprune.stages.tuned", "FINETUNE_VERSION", KINDS[2:]),
         ("vlprune.stages.tuned", "MASKS_VERSION", KINDS[2:]),
+        ("vlprune.stages.tuned", "SEEDS_VERSION", KINDS[2:]),
         ("vlprune.stages.tuned", "AUGMENT_VERSION", KINDS[2:]),
     ],
 )
@@ -201,6 +204,24 @@ def test_the_settings_that_a_method_reads():
     assert settings_read("snip") == {*read, "calibration.n_batches", "calibration.alignment"}
     steps = {"pruning.options.steps", "pruning.options.step_batches"}
     assert settings_read("itersnip") == {*read, *steps, "calibration.alignment"}
+
+
+def test_floors_and_answer_list_are_made_once_in_a_process_for_the_same_data(dataset, monkeypatch):
+    task, made = TaskConfig("vqa", str(dataset)), []
+    own = replace(
+        get_task("vqa"),
+        floors=lambda train, test: made.append(("floors", len(train), len(test))) or {},
+        prepare=lambda train: made.append(("answers", len(train))) or ["yes"],
+    )
+    monkeypatch.setattr(examples, "get_task", lambda _: own)
+    for _ in range(2):
+        assert examples.floors(task) == {}
+        assert examples.prepared(task) == ["yes"]
+    assert made == [("floors", 12, 6), ("answers", 12)]
+    questions = dataset / "train_questions.json"
+    questions.write_text(questions.read_text().replace("is it a dog", "is it a large dog"))
+    examples.floors(task)
+    assert made[2:] == [("floors", 12, 6)]
 
 
 def test_each_file_is_looked_at_once(config, monkeypatch):

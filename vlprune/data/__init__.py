@@ -8,10 +8,10 @@ from datasets import Dataset
 
 from vlprune.data import broken, layouts, lists, tables
 from vlprune.data.calibration import CalibrationBatches, StreamedBatches, UsesRegions, too_few
-from vlprune.data.decode import open_images
 from vlprune.data.fingerprint import Fingerprint, data_fingerprint, take_fingerprint
 from vlprune.data.images import ImageFolder, warn_of
 from vlprune.data.layouts import READERS_VERSION
+from vlprune.data.opened import opened_images
 from vlprune.data.source import DATASETS, Directory, Hub, cache_home, find_source
 
 __all__ = [
@@ -190,10 +190,10 @@ def _load(name: str, kind: layouts.Kind, split: str, limit: int | None, skip_bro
         if missing:
             warn_of(list(missing.values()), f"{name}, {split}")
         rows = [row for row in range(size) if row not in missing][:limit]
-        return examples.data.select(rows).with_transform(open_images)
+        return examples.data.select(rows).with_transform(opened_images)
     size = size if limit is None else min(limit, size)
     for row, problem in examples.problems.items():
         if row < size:
             raise FileNotFoundError(problem)
     data = examples.data if limit is None else examples.data.select(range(size))
-    return data.with_transform(open_images)
+    return data.with_transform(opened_images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -74,13 +74,6 @@ def open_image(image: Mapping[str, Any]) -> Image.Image:
         is_none = isinstance(error, UnidentifiedImageError)
         reason = f"it is none of {', '.join(FORMATS)}" if is_none else " ".join(str(error).split()) or repr(error)
         raise UnreadableImage(f"{image['where']}: cannot read image {image['path'] or ''}: {reason}") from None
-
-
-def open_images(rows: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
-    """The batch transform of the data sets: files to pictures."""
-    if "image" not in rows:
-        return rows
-    return {**rows, "image": [open_image(image) for image in rows["image"]]}
 
 
 def max_pixels() -> int:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from datasets import Dataset
 
 from eval import TASKS, get_task
 from vlprune.config import TaskConfig, build
-from vlprune.data import annotation_files, guards, load_answers, load_pairs, load_questions
+from vlprune.data import (
+    annotation_files,
+    guards,
+    load_answers,
+    load_pairs,
+    load_questions,
+    take_data_fingerprint,
+)
 from vlprune.models import ModelAdapter
 
 EXAMPLES = {"questions": load_questions, "pairs": load_pairs}
@@ -36,7 +45,30 @@ def prepared(task: TaskConfig, *, skip_broken: bool = False) -> Any:
     if chosen.prepare is None:
         return None
     listed = load_answers(task.data) if chosen.examples == "questions" else None
-    return chosen.prepare(columns(examples(task, task.train, skip_broken=skip_broken))) if listed is None else listed
+    if listed is not None:
+        return listed
+    return _prepared(chosen.prepare, task, skip_broken, take_data_fingerprint(task.data)[:2])
+
+
+def floors(task: TaskConfig, *, skip_broken: bool = False) -> dict[str, dict[str, float]]:
+    """{name of a floor: {metric: value}} of a task on its data, reached without learning."""
+    return _floors(get_task(task.name).floors, task, skip_broken, take_data_fingerprint(task.data)[:2])
+
+
+# Once in a process for the same data: a worker makes many runs on it.
+@lru_cache(maxsize=8)
+def _prepared(prepare: Callable[[Any], Any], task: TaskConfig, skip_broken: bool, _known: tuple[str, str]) -> Any:
+    return prepare(columns(examples(task, task.train, skip_broken=skip_broken)))
+
+
+@lru_cache(maxsize=8)
+def _floors(
+    compute: Callable[[Any, Any], dict[str, dict[str, float]]],
+    task: TaskConfig,
+    skip_broken: bool,
+    _known: tuple[str, str],
+) -> dict[str, dict[str, float]]:
+    return compute(*(columns(examples(task, split, skip_broken=skip_broken)) for split in (task.train, task.test)))
 
 
 def columns(data: Dataset) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from eval import get_task
 from vlprune.config import RunConfig
-from vlprune.stages.examples import columns, examples
+from vlprune.stages.examples import columns, examples, floors
 from vlprune.stages.fingerprints import Fingerprints, score_code
 from vlprune.stages.predictions import Predictions
 from vlprune.stages.stage import Bench, Made, Stage
@@ -35,16 +35,14 @@ def record_stage(
     def make(stages_: Sequence[Stage[Record]], inputs: Sequence[Predictions], bench: Bench) -> list[Made[Record]]:
         [stage], [said] = stages_, inputs
         began, started, skip = time.perf_counter(), now(), bench.execution.skip_broken
-        train, test = (
-            columns(examples(config.task, split, skip_broken=skip)) for split in (config.task.train, config.task.test)
-        )
+        test = columns(examples(config.task, config.task.test, skip_broken=skip))
         scored = any(example[task.references] for example in test)
         note = bench.note(predictions)
         record = Record(
             key=stage.key,
             config=config,
             metrics=task.score(said, test) if scored else {},
-            floors=task.floors(train, test) if scored else {},
+            floors=floors(config.task, skip_broken=skip) if scored else {},
             sparsity=note.facts["sparsity"],
             layer_sparsity=note.facts["layer_sparsity"],
             seconds={
