@@ -193,6 +193,17 @@ def work_killed_once(job: Job, execution: Execution, stopping: Stopping) -> None
     work(job, execution, stopping)
 
 
+def work_with_a_broken_device(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """OMP's device fails at the first attempt, LAMP's at every one."""
+    import torch
+
+    attempts = len(_note(job, execution).read_text().splitlines())
+    method = job.configs[0].pruning.method
+    if job.is_run and (method == "lamp" or (method == "omp" and attempts == 1)):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    work(job, execution, stopping)
+
+
 def work_on_a_full_disk(job: Job, execution: Execution, stopping: Stopping) -> None:
     """No run but that of the dense model can be stored."""
     if job.is_run and job.configs[0].pruning.method != "dense":

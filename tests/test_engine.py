@@ -13,6 +13,7 @@ from vlprune.execution import Execution
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.store.lease import claimed
 from vlprune.store.record import load_records, read_record, run_directory
+from vlprune.sweep.device import device_is_broken
 from vlprune.sweep.engine import ELSEWHERE, execute
 from vlprune.sweep.local import LocalPool
 from vlprune.sweep.plan import schedule
@@ -152,6 +153,40 @@ def test_a_killed_worker_costs_its_cell_one_of_two_attempts(tmp_path):
     assert message == "the worker was killed by SIGKILL (out of memory?), 2 times; its output is in log.txt"
     lamp = next(job for job in jobs if method_of(job) == "lamp")
     assert (run_directory(tmp_path, lamp.name) / "error.txt").read_text().startswith(message)
+
+
+def test_an_error_of_the_device_ends_the_worker_and_not_the_sweep(tmp_path):
+    jobs = small(tmp_path, "omp", "lamp", "snip")
+    events = list(run(jobs, fake_pipeline.work_with_a_broken_device, tmp_path, 1))
+    assert {k for k in kinds(events) if k[0] != "started"} == {
+        ("finished", "dense"),
+        ("retried", "omp"),
+        ("finished", "omp"),
+        ("retried", "lamp"),
+        ("failed", "lamp"),
+        ("finished", "snip"),
+    }
+    message = next(event.message for event in events if event.kind == "failed")
+    assert message.startswith("AcceleratorError: CUDA error: device-side assert triggered, 2 times; ")
+    [lamp] = (path for path in seen(tmp_path) if "lamp" in path.name)
+    first, second = (line.split()[0] for line in lamp.read_text().splitlines())
+    assert first != second
+    [log] = (tmp_path / job.log for job in jobs if method_of(job) == "lamp")
+    assert "work_with_a_broken_device" in log.read_text()
+
+
+@pytest.mark.parametrize(("later", "broken"), [(None, False), (RuntimeError("CUDA error: an illegal address"), True)])
+def test_an_error_under_another_name_is_of_the_device_where_later_calls_fail(monkeypatch, later, broken):
+    import torch
+
+    def synchronize():
+        if later:
+            raise later
+
+    assert not device_is_broken(RuntimeError("no device was used"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert device_is_broken(RuntimeError("cuDNN error")) == broken
 
 
 def test_what_another_sweep_works_on_is_done_last_and_taken_from_it(tmp_path):

@@ -97,6 +97,8 @@ class ClusterPool:
                 yield Event("warned", job, seconds, warning)
             if kind == "fatal":
                 yield Event("failed", job, seconds, message, fatal=True)
+            elif kind == "broken":
+                yield Event("retried", job, seconds, message)
             else:
                 yield Event(kind, job, seconds, message)
 

@@ -132,8 +132,9 @@ def execute(jobs: Sequence[Job], pool: Pool, execution: Execution) -> Generator[
 
     Jobs start in the given order as soon as those that they come after are done. A failed job leaves error.txt in the
     directory of every run that it belongs to, and those fail with it; the others go on. A worker that dies (killed, out
-    of memory) costs its job one of two attempts. Closing the generator, or Ctrl-C, asks the workers to store where they
-    are and to stop. Of jobs that another sweep is at work on, the others are done first; then it is waited for.
+    of memory) or whose device does costs its job one of two attempts. Closing the generator, or Ctrl-C, asks the
+    workers to store where they are and to stop. Of jobs that another sweep is at work on, the others are done first;
+    then it is waited for.
 
     Args:
         jobs: what a plan has to be done, in its order.

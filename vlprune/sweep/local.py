@@ -18,6 +18,7 @@ from pathlib import Path
 from vlprune.execution import Execution, Interrupted
 from vlprune.store.lease import Busy
 from vlprune.store.record import ERROR, run_directory
+from vlprune.sweep.device import device_is_broken
 from vlprune.sweep.engine import DISK, Event, Planner, store_error
 from vlprune.sweep.job import Job
 from vlprune.sweep.options import Options
@@ -127,10 +128,10 @@ class _Worker:
         self.job = None
         if kind == "fatal":
             return Event("failed", job, seconds, message, fatal=True)
-        if kind == "died":
+        if kind in ("died", "broken"):
             self.connection.close()
             self.join()
-            return Event("retried", job, seconds, _death(self.process.exitcode))
+            return Event("retried", job, seconds, message or _death(self.process.exitcode))
         return Event(kind, job, seconds, message)
 
     def dismiss(self) -> None:
@@ -211,6 +212,8 @@ def _work(connection: Connection, work: Work, execution: Execution) -> None:
         stop.looked = False
         with suppress(OSError):  # The parent may be gone.
             connection.send(said)
+        if said[0] == "broken":
+            return
 
 
 def _end_with_parent(stop: _Stop) -> None:
@@ -245,7 +248,9 @@ def _redirect_output(path: Path) -> None:
 
 
 def attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], bool]) -> tuple[str, str]:
-    """("finished", "failed", "fatal" or "waiting", what there is to say) of a job that is done in this process.
+    """("finished", "failed", "fatal", "waiting" or "broken", what there is to say) of a job done in this process.
+
+    A process whose device is broken is of no more use.
 
     The output of this process goes to the log of the job from now on.
     """
@@ -260,6 +265,9 @@ def attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], b
     except Exception as error:
         # Whatever a job raises is the result of that job; the others go on.
         message = " ".join(f"{type(error).__name__}: {error}".split())
+        if device_is_broken(error):
+            traceback.print_exc()
+            return "broken", message
         kind = "fatal" if isinstance(error, OSError) and error.errno in DISK else "failed"
         return kind, store_error(message, job, execution.store, traceback.format_exc())
     if job.is_run:
