@@ -10,7 +10,6 @@ from functools import partial
 from typing import NoReturn
 
 import tyro
-from rich.console import Console
 
 from vlprune.config import ConfigError
 from vlprune.sweep.aside import PlannerAside
@@ -18,6 +17,7 @@ from vlprune.sweep.command import sweep, verified
 from vlprune.sweep.engine import Pool
 from vlprune.sweep.local import local_pool
 from vlprune.sweep.options import Options
+from vlprune.sweep.screen import console
 from vlprune.sweep.worker import work
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -29,6 +29,11 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(*_: object) -> NoReturn:
     raise _Terminated
+
+
+def _interrupt(*_: object) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers store where they are; once is enough
+    raise KeyboardInterrupt
 
 
 def _engine(options: Options) -> Callable[..., Pool]:
@@ -46,15 +51,16 @@ def main() -> None:
     """Runs the command line."""
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     options = tyro.cli(Options, prog="python -m vlprune.sweep")
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, _terminate)
+    if before[signal.SIGINT] is not signal.SIG_IGN:  # as that of a job in the background is
+        signal.signal(signal.SIGINT, _interrupt)
     try:
-        # A file or a pipe has no width; the tables set it.
-        console = Console(width=None if sys.stdout.isatty() else 160)
         if options.verify:
-            code = verified(options.results, console)
+            code = verified(options.results, console())
         else:
             with PlannerAside() as planner:
-                code = sweep(options, planner, partial(_engine(options), work), console)
+                code = sweep(options, planner, partial(_engine(options), work), console())
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -62,7 +68,9 @@ def main() -> None:
         print("stopped; finished runs are kept, the same command goes on from here", file=sys.stderr)
         sys.exit(TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:  # once interrupted, it stays so until the end
+                signal.signal(number, handler)
     sys.exit(code)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+
+import psutil
 
 from vlprune.execution import Execution, Interrupted
 from vlprune.store.lease import Busy
@@ -84,6 +88,10 @@ class LocalPool:
         for worker in running:
             if worker.connection in readable or not worker.alive():
                 yield worker.news()
+            elif worker.is_newly_suspended():
+                assert worker.job is not None
+                pid = worker.process.pid
+                yield Event("warned", worker.job, message=f"its worker is suspended; `kill -CONT {pid}` lets it go on")
 
     def close(self) -> None:
         """Asks the workers to store where they are and to stop, and waits until they have."""
@@ -106,10 +114,17 @@ class _Worker:
             self.process.start()
         theirs.close()
         self.job: Job | None = None
-        self.began = 0.0
+        self.began, self.suspended = 0.0, False
 
     def alive(self) -> bool:
         return self.process.is_alive()
+
+    def is_newly_suspended(self) -> bool:
+        """Whether it has been stopped (SIGSTOP) since it was last asked."""
+        before = self.suspended
+        with suppress(psutil.Error):
+            self.suspended = psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        return self.suspended and not before
 
     def start(self, job: Job) -> None:
         self.job, self.began = job, time.monotonic()
@@ -225,6 +240,17 @@ def _end_with_parent(stop: _Stop) -> None:
     os._exit(1)
 
 
+def _left(error: Exception, store: Path) -> str:
+    """How much there is of what was missing."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):
+            return f"; {shutil.disk_usage(store).free / 2**30:.2f} GiB are free in {store}"
+    if isinstance(error, MemoryError):
+        own, all_ = psutil.Process().memory_info().rss, psutil.virtual_memory()
+        return f" out of memory: this process has {own / 2**30:.2f} GiB, {all_.available / 2**30:.2f} GiB are free"
+    return ""
+
+
 class _ToParent(logging.Handler):
     """Sends warnings to the parent, which owns the terminal."""
 
@@ -240,8 +266,8 @@ class _ToParent(logging.Handler):
 
 def _redirect_output(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     with path.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -264,7 +290,7 @@ def attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], b
         return "failed", str(stop)
     except Exception as error:
         # Whatever a job raises is the result of that job; the others go on.
-        message = " ".join(f"{type(error).__name__}: {error}".split())
+        message = " ".join(f"{type(error).__name__}: {error}{_left(error, execution.store)}".split())
         if device_is_broken(error):
             traceback.print_exc()
             return "broken", message
