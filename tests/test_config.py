@@ -56,6 +56,7 @@ def test_unknown_names_the_nearest_and_all():
         (lambda: FinetuningConfig(decayed="some"), "decayed must be 'weights' or 'all'"),
         (lambda: FinetuningConfig(precision="fp16"), "precision must be 'fp32' or 'bf16'"),
         (lambda: FinetuningConfig(select="best"), "give finetuning.epochs, not steps"),
+        (lambda: TaskConfig(precision="fp16"), "precision must be 'fp32', 'tf32' or 'bf16'"),
         (lambda: TaskConfig(image_size=0), "image_size must be at least 1, got 0"),
         (lambda: RunConfig(seed=2**32), "seed must be below 4294967296"),
     ],

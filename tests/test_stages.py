@@ -81,6 +81,7 @@ def pruned(config, method, sparsity=0.75, **options):
         ("omp", "task", {"test": "val"}, KINDS[3:]),
         ("omp", "task", {"train": "val"}, KINDS[2:]),
         ("omp", "task", {"image_size": 48}, KINDS[2:]),
+        ("omp", "task", {"precision": "bf16"}, KINDS[3:]),
         ("omp", "pruning", {"sparsity": 0.5}, KINDS[1:]),
         ("omp", "pruning", {"pattern": "1:4"}, KINDS[1:]),
     ],

@@ -169,6 +169,7 @@ def _options(value: Any) -> Any:
 
 GivenOptions = Annotated[Options, BeforeValidator(_options)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Precision = Literal["fp32", "tf32", "bf16"]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -308,6 +309,8 @@ class TaskConfig:
         limit: number of samples to use of each split (None: all).
         image_size: side of the images in fine-tuning and evaluation, in pixels (None: the model's own, which pruning
             always uses).
+        precision: number format of the model's products in evaluation, "fp32", "tf32" (of CUDA devices) or "bf16"
+            (autocast).
         options: settings of the task, such as `num_beams` of captioning.
     """
 
@@ -317,6 +320,7 @@ class TaskConfig:
     test: str = "test"
     limit: AtLeastOne | None = None
     image_size: AtLeastOne | None = None
+    precision: Precision = "fp32"
     options: GivenOptions = field(default_factory=Options)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from eval import get_task
-from vlprune.config import RunConfig, build, changed
+from vlprune.config import RunConfig, TaskConfig, build, changed
 from vlprune.execution import Interrupted
+from vlprune.precision import computing_in
 from vlprune.stages.examples import examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code
 from vlprune.stages.stage import Bench, Made, Stage
@@ -59,7 +60,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
                 raise Interrupted("evaluation stopped; it goes on from the parts that are stored")
             return values
 
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(config.task.precision, bench.device):
             predictions = task.predict(fine_tuned.model, test, options, ready, keep)
         facts = bench.note(stage.inputs[0]).facts
         return [Made(predictions, {name: facts[name] for name in ("sparsity", "layer_sparsity")})]
@@ -70,6 +71,8 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
     }
     if given := changed(options):
         reads["options"] = given
+    if config.task.precision != TaskConfig().precision:
+        reads["precision"] = config.task.precision
     if task.prepare is not None:
         reads["prepared"] = known.prepared(config.task, task)
     return Stage(

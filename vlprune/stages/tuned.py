@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from eval import get_task
 from eval.base import Task
-from vlprune.config import FinetuningConfig, RunConfig, build, changed
+from vlprune.config import FinetuningConfig, RunConfig, TaskConfig, build, changed
 from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
 from vlprune.finetune.augment import PaperAugmentation
 from vlprune.finetune.checkpoint import Checkpoint
@@ -28,6 +28,7 @@ from vlprune.masks import VERSION as MASKS_VERSION
 from vlprune.masks import Masks, apply_masks
 from vlprune.masks import measure as zeros_of
 from vlprune.models import ModelAdapter
+from vlprune.precision import computing_in
 from vlprune.seeds import VERSION as SEEDS_VERSION
 from vlprune.stages.examples import columns, examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
@@ -171,7 +172,7 @@ def _finetune(
 
 def _headline(model: ModelAdapter, task: Task, config: RunConfig, val: Dataset, ready: Any) -> float:
     options: Any = build(task.options, config.task.options, "task.options")
-    with torch.inference_mode():
+    with torch.inference_mode(), computing_in(config.task.precision, model.device):
         return task.score(task.predict(model, val, options, ready), columns(val))[task.headline]
 
 
@@ -204,4 +205,6 @@ def _reads(config: RunConfig, task: Task, known: Fingerprints) -> dict[str, Any]
         reads["val"] = known.split(config.task, task.examples, "val")
         options: Any = build(task.options, config.task.options, "task.options")
         reads["selection"] = [prediction_code(task), score_code(task), task.headline, changed(options)]
+        if config.task.precision != TaskConfig().precision:
+            reads["precision"] = config.task.precision
     return reads
