@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(strict=True, extra="forbid")  # options are of their own types, and no others
-AtLeastOne = Annotated[int, Field(ge=1)]
+AtLeastOne = Annotated[int, Field(ge=1, lt=2**31)]  # what counts, and what arrays are as long as
 
 
 @dataclass(frozen=True, config=STRICT)

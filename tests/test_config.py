@@ -20,6 +20,7 @@ from vlprune.config import (
     unknown,
     validated,
 )
+from vlprune.execution import Execution, gibibytes
 from vlprune.store.keys import digest
 
 
@@ -38,6 +39,15 @@ def test_unknown_names_the_nearest_and_all():
         (lambda: PruningConfig("omp", float("nan")), "sparsity must be"),
         (lambda: PruningConfig("dense", 0.5), "dense model has no sparsity"),
         (lambda: PruningConfig("omp", 0.5, "²:4"), "a pattern must be N:M .* got '²:4'"),
+        (lambda: PruningConfig("omp", 0.5, "٢:٤"), "a pattern must be N:M .* got '٢:٤'"),
+        (lambda: PruningConfig("omp", 0.5, "1" * 5000 + ":4"), r"a pattern must be N:M .* got '1+\.\.\.1+:4'$"),
+        (lambda: CalibrationConfig(n_batches=10**20), "n_batches must be below 2147483648"),
+        (lambda: FinetuningConfig(steps=10**20), "steps must be below 2147483648"),
+        (lambda: TaskConfig(limit=10**20), "limit must be below 2147483648"),
+        (lambda: TaskConfig(image_size=10**20), "image_size must be at most 8192"),
+        (lambda: Execution(workers=10**9), "workers, which are processes, must be at most 1024, got 1000000000"),
+        (lambda: Execution(memory_limit=float("nan")), "memory_limit must be finite and at least 0, got nan"),
+        (lambda: gibibytes(float("inf"), "--memory-limit"), "--memory-limit must be a number of GiB"),
         (lambda: CalibrationConfig(n_batches=0), "n_batches must be at least 1, got 0"),
         (lambda: FinetuningConfig(schedule="step"), "'linear' or 'cosine', got 'step'"),
         (lambda: FinetuningConfig(lr=0), "lr must be above 0, got 0"),

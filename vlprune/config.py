@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from functools import cache, wraps
@@ -209,10 +211,11 @@ class CalibrationConfig:
 
 def parse_pattern(pattern: str) -> tuple[int, int]:
     """(N, M) of "N:M", keep N of every M consecutive inputs."""
-    kept, _, of = pattern.partition(":")
-    if not (kept.isdecimal() and of.isdecimal() and 0 < int(kept) < int(of)):
-        raise ConfigError(f"a pattern must be N:M with 0 < N < M, such as 2:4, got {pattern!r}")
-    return int(kept), int(of)
+    found = re.fullmatch("([0-9]{1,6}):([0-9]{1,6})", pattern)
+    kept, of = map(int, found.groups()) if found else (0, 0)
+    if not 0 < kept < of:
+        raise ConfigError(f"a pattern must be N:M with 0 < N < M, such as 2:4, got {reprlib.repr(pattern)}")
+    return kept, of
 
 
 @validated
@@ -272,7 +275,7 @@ class FinetuningConfig:
         precision: number format of the forward passes of training, "fp32" or "bf16" (autocast).
     """
 
-    steps: Annotated[int, Field(ge=0)] | None = None
+    steps: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     epochs: AtLeastOne | None = None
     batch_size: AtLeastOne = 32
     device_batch: AtLeastOne | None = None
@@ -319,7 +322,7 @@ class TaskConfig:
     train: str = "train"
     test: str = "test"
     limit: AtLeastOne | None = None
-    image_size: AtLeastOne | None = None
+    image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     precision: Precision = "fp32"
     options: GivenOptions = field(default_factory=Options)
 

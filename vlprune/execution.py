@@ -55,6 +55,8 @@ class Execution:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} must be finite and at least 0, got {value}")
+        if self.workers > 1024:
+            raise ConfigError(f"workers, which are processes, must be at most 1024, got {self.workers}")
 
     @property
     def spill_directory(self) -> Path | None:
