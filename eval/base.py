@@ -10,16 +10,23 @@ import torch
 from PIL.Image import Image
 from torch import Generator, Tensor
 
+from eval import ranks
 from eval.options import NoOptions
 
 Example = Mapping[str, Any]
 Prediction = dict[str, Any]
-Keep = Callable[[int, Callable[[], list[Any]]], list[Any]]
+Part = Callable[[], list[Any]]
+Keep = Callable[[int, Sequence[Part]], list[list[Any]]]
 
 
-def compute(_number: int, make: Callable[[], list[Any]]) -> list[Any]:
-    """Calls `make` and returns its list: the `Keep` that stores nothing."""
-    return make()
+def compute(_first: int, parts: Sequence[Part]) -> list[list[Any]]:
+    """The lists of all parts: the `Keep` that stores nothing."""
+    return [part() for part in parts]
+
+
+def compute_together(_first: int, parts: Sequence[Part]) -> list[list[Any]]:
+    """The lists of all parts, each made by one of the ranks: the `Keep` of several that stores nothing."""
+    return list(ranks.in_turns(parts))
 
 
 @runtime_checkable
@@ -151,13 +158,15 @@ class Task:
             scored.
         needs: names of the methods of `VisionLanguageModel` that `loss` and `predict` call.
         loss: (model, examples, generator) -> scalar training loss of a list of examples; the generator makes all random
-            choices.
+            choices. Where several ranks train together (`eval.ranks`), each is given its share of the examples of a
+            forward pass and a generator in the same state, which it leaves in the same state as the others; the mean
+            of their losses, weighted by their numbers of examples, is the loss of the pass.
         predict: (model, examples, options, prepared, keep=compute) -> one JSON-able prediction for each sample, in the
             order of the examples; the caller has put the model in evaluation mode. The work is done in parts, numbered
-            from 0: `keep(number, make)` returns the list of part `number`, which `make()` computes where it is not
-            stored yet. A part that was stored, as JSON with NaN and infinity, gives the same predictions, and neither
-            opens its images nor runs the model on them. What a number stands for depends on examples, options and code
-            alone.
+            from 0: `keep(first, parts)` returns the lists of the parts that are numbered from `first` on, calling those
+            that are not stored yet, in any process. A part that was stored, as JSON with NaN and infinity, gives the
+            same predictions, and neither opens its images nor runs the model on them. What a number stands for depends
+            on examples, options and code alone.
         score: (predictions, examples) -> {metric: value}; pure, without a model.
         floors: (training examples, test examples) -> {name of a floor: {metric: value}}, reached without learning.
         options: dataclass of the task's options, frozen and strict, every one with a default.
@@ -236,6 +245,7 @@ def by_id(rows: Examples, key: str, field: str, what: str) -> dict[str, Any]:
 
 
 def pick_captions(examples: Examples, generator: Generator) -> list[str]:
-    """One caption of each example, drawn by the generator."""
-    draws = torch.rand(len(examples), generator=generator, dtype=torch.float64).tolist()
+    """One caption of each example, drawn by the generator, which draws for the examples of all ranks."""
+    share, total = ranks.share(len(examples))
+    draws = torch.rand(total, generator=generator, dtype=torch.float64)[share].tolist()
     return [example["captions"][int(draw * len(example["captions"]))] for example, draw in zip(examples, draws)]

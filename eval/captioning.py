@@ -184,8 +184,8 @@ def predict(
         )
         return [{"image_id": e["image_id"], "caption": text} for e, text in zip(batch, captions, strict=True)]
 
-    starts = range(0, len(examples), BATCH)
-    return [row for part, start in enumerate(starts) for row in keep(part, partial(caption, start))]
+    parts = [partial(caption, start) for start in range(0, len(examples), BATCH)]
+    return [row for rows in keep(0, parts) for row in rows]
 
 
 def check(_options: CaptioningOptions, examples: Examples) -> None:

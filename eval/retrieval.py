@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -149,27 +150,19 @@ def predict(
     embedded = [model.embed_texts([captions[i][j] for i, j in batch]) for batch in batches]
     sentences = torch.cat([features for features, _ in embedded])
 
-    candidates = keep(0, partial(_candidates_of_both, images, sentences, options.k_test))
+    [candidates] = keep(0, [partial(_candidates_of_both, images, sentences, options.k_test)])
     of_image, of_text = (np.array(found, dtype=np.int64) for found in candidates)
     image_of_pair = np.concatenate([np.arange(len(ids)).repeat(of_image.shape[1]), of_text.ravel()])
     text_of_pair = np.concatenate([of_image.ravel(), np.arange(len(texts)).repeat(of_text.shape[1])])
     pairs, back = np.unique(text_of_pair * len(ids) + image_of_pair, return_inverse=True)
     pair_texts, pair_images = np.divmod(pairs, len(ids))
-    matched = np.empty(len(pairs), dtype=np.float32)
     bounds = np.searchsorted(pair_texts, np.arange(len(batches) + 1) * BATCH)
-    for number, (features, states) in enumerate(embedded):
-        own = slice(bounds[number], bounds[number + 1])
-        matched[own] = keep(
-            1 + number,
-            partial(
-                _match,
-                model,
-                (images, image_tokens),
-                (features, states),
-                pair_images[own],
-                pair_texts[own] - number * BATCH,
-            ),
-        )
+    slices = [slice(*pair) for pair in pairwise(bounds)]
+    parts = [
+        partial(_match, model, (images, image_tokens), texts_, pair_images[own], pair_texts[own] - number * BATCH)
+        for number, (own, texts_) in enumerate(zip(slices, embedded, strict=True))
+    ]
+    matched = np.array([score for scores in keep(1, parts) for score in scores], dtype=np.float32)
 
     i2t, t2i = np.split(matched[back], [of_image.size])
     owner = np.array([i for i, _ in texts])

@@ -185,11 +185,9 @@ def predict(
         return [{"question_id": asked[i]["question_id"], "answer": chosen[i]} for _, i in questions]
 
     images = list(of_image.values())
-    predictions: dict[int, Prediction] = {}
-    for part, start in enumerate(range(0, len(images), IMAGES)):
-        groups = images[start : start + IMAGES]
-        made = keep(part, partial(answer, groups))
-        predictions.update(zip((i for group in groups for i in group), made, strict=True))
+    made = keep(0, [partial(answer, images[start : start + IMAGES]) for start in range(0, len(images), IMAGES)])
+    order = (i for group in images for i in group)
+    predictions = dict(zip(order, (row for rows in made for row in rows), strict=True))
     return [predictions[i] for i in range(len(asked))]
 
 

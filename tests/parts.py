@@ -15,8 +15,9 @@ class Stored:
         self.parts = dict(parts or {})
         self.made = []
 
-    def __call__(self, number, make):
-        if number not in self.parts:
-            self.made.append(number)
-            self.parts[number] = json.dumps(make())
-        return json.loads(self.parts[number])
+    def __call__(self, first, parts):
+        for number, part in enumerate(parts, first):
+            if number not in self.parts:
+                self.made.append(number)
+                self.parts[number] = json.dumps(part())
+        return [json.loads(self.parts[number]) for number in range(first, first + len(parts))]

@@ -216,14 +216,16 @@ def test_parts_are_made_once_also_after_a_line_was_cut_short(tmp_path):
     values = {0: [1, 0.1, float("-inf")], 1: ["blå"], 2: [{"a": [2]}]}
     parts = Parts(path)
     for number, value in values.items():
-        assert parts.keep(number, lambda value=value: value) == value
+        parts.add(number, value)
+        assert parts[number] == value
     again = Parts(path)
-    assert {number: again.keep(number, never) for number in values} == values
+    assert {number: again[number] for number in values} == values
     path.write_bytes(path.read_bytes()[:-5])
     cut = Parts(path)
-    assert cut.keep(1, never) == values[1]
-    assert cut.keep(2, lambda: [3]) == [3]
-    assert Parts(path).keep(2, never) == [3]
+    assert cut[1] == values[1]
+    assert 2 not in cut
+    cut.add(2, [3])
+    assert Parts(path)[2] == [3]
     flipped = path.read_bytes().replace(b"0.1", b"0.2")
     path.write_bytes(flipped)
-    assert Parts(path).keep(0, lambda: [7]) == [7]
+    assert 0 not in Parts(path)

@@ -33,30 +33,32 @@ def test_the_last_batch_is_filled_up_with_the_first_examples():
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "device_batch", "world", "sizes"),
+    ("n", "batch_size", "device_batch", "sizes"),
     [
-        (100, 8, None, 1, [8]),
-        (100, 8, 4, 1, [4, 4]),
-        (100, 10, 4, 1, [4, 3, 3]),
-        (100, 8, 2, 2, [2, 2]),
-        (5, 8, 3, 1, [3, 2]),
-        (100, 8, 100, 1, [8]),
+        (100, 8, None, [8]),
+        (100, 8, 4, [4, 4]),
+        (100, 10, 4, [4, 3, 3]),
+        (5, 8, 3, [3, 2]),
+        (100, 8, 100, [8]),
     ],
 )
-def test_a_batch_is_split_evenly(n, batch_size, device_batch, world, sizes):
-    for rank in range(world):
-        share = {"device_batch": device_batch, "rank": rank, "world": world}
-        (epoch,) = epochs(n, 1, batch_size=batch_size, steps=1, **share)
-        assert [len(numbers) for numbers in epoch] == sizes
+def test_a_batch_is_split_evenly(n, batch_size, device_batch, sizes):
+    (epoch,) = epochs(n, 1, batch_size=batch_size, device_batch=device_batch, steps=1)
+    assert [len(numbers) for numbers in epoch] == sizes
 
 
-def test_processes_share_the_batch_of_one():
-    settings = {"batch_size": 8, "device_batch": 2, "steps": 3}
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_every_pass_of_one(world):
+    settings = {"batch_size": 8, "device_batch": 4, "steps": 3}
     (alone,) = epochs(24, 1, **settings)
-    shares = [epochs(24, 1, **settings, rank=rank, world=2)[0] for rank in range(2)]
-    steps = [sorted(flat(alone[4 * i : 4 * i + 4])) for i in range(3)]
-    together = [sorted(flat(shares[0][2 * i : 2 * i + 2] + shares[1][2 * i : 2 * i + 2])) for i in range(3)]
-    assert together == steps
+    shares = [epochs(24, 1, **settings, rank=rank, world=world)[0] for rank in range(world)]
+    assert [flat(passes) for passes in zip(*shares, strict=True)] == alone
+    assert {len(numbers) for share in shares for numbers in share} == {4 // world, -(-4 // world)}
+
+
+def test_a_pass_with_fewer_examples_than_processes_is_refused():
+    with pytest.raises(ValueError, match="a forward pass of 1 examples cannot be shared by 2 processes"):
+        epochs(24, 1, batch_size=3, device_batch=2, steps=1, world=2)
 
 
 def test_every_caption_is_an_example():

@@ -257,10 +257,10 @@ class FinetuningConfig:
         steps: number of optimizer steps, each on `batch_size` images with one of their captions, or on as many
             questions; 0 evaluates the pruned model as it is. Where epochs are not given either, 40.
         epochs: number of times that every caption or question is seen; given instead of steps.
-        batch_size: examples in an optimizer step, over all processes.
-        device_batch: per-device batch size, the most examples in a forward pass (None: all of the step); gradients are
-            accumulated over the passes of a step. The negatives of the contrastive and matching losses are those of a
-            pass.
+        batch_size: examples in an optimizer step, over all devices.
+        device_batch: the most examples in a forward pass (None: all of the step), over all devices where several share
+            a run; gradients are accumulated over the passes of a step. The negatives of the contrastive and matching
+            losses are those of a pass.
         augment: "none", or "paper" for the random crops, flips and distortions of `finetune.augment`.
         lr: peak learning rate.
         weight_decay: AdamW's decoupled weight decay, applied to the parameters that `decayed` names.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from eval import ranks
 from vlprune.execution import Interrupted, never
 from vlprune.store.artifacts import Note, intact, written
 
@@ -49,18 +50,20 @@ class Checkpoint:
         return None
 
     def after_step(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        """Stores the state where it is time to.
+        """Stores the state where it is time to; of several ranks, the first alone does.
 
         Raises:
-            Interrupted: the process was asked to stop; the state is stored.
+            Interrupted: the process, or that of another rank, was asked to stop; the state is stored.
         """
-        stopping = self.stopping()
-        if not stopping and time.monotonic() - self._last < self.seconds:
+        said = ranks.listed([(self.stopping(), time.monotonic() - self._last >= self.seconds)])
+        stopping, due = any(asked for asked, _ in said), said[0][1]
+        if not stopping and not due:
             return
-        self.verify()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written(self.path, Note()) as half:
-            torch.save(dict(state()), half)
+        if not ranks.rank():
+            self.verify()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with written(self.path, Note()) as half:
+                torch.save(dict(state()), half)
         self._last = time.monotonic()
         if stopping:
             raise Interrupted(f"fine-tuning stopped; it goes on from {self.path}")

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
+from eval import ranks
 from vlprune.config import FinetuningConfig
 from vlprune.finetune.checkpoint import Checkpoint
 from vlprune.finetune.sampler import Augment, AugmentedExamples, Epochs, Example, PassSampler, not_augmented
@@ -46,6 +47,9 @@ def finetune(
 ) -> list[float]:
     """The loss of every step; trains the model in place.
 
+    Where several ranks train together (`eval.ranks`), each calls this with the same arguments and has a share of every
+    forward pass; but for dropout, of which each rank has its own, the losses and weights are those of one process.
+
     Args:
         model: in eval or train mode, left in eval mode; its pruned weights are zero already.
         masks: {layer name: bool (out, in)}, True = trained.
@@ -71,7 +75,7 @@ def finetune(
     if not len(examples):
         raise ValueError("fine-tuning needs training examples, and there are none")
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
+        cpu=next(model.parameters()).device.type == "cpu",
         # A task leaves some modules out, such as BLIP's encoder in captioning.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
@@ -101,6 +105,8 @@ def finetune(
             part.load_state_dict(state[name])
         _set_random_state(state["random"], choices)
         logger.info("fine-tuning goes on from step %d of %d", len(history), steps)
+    if len(set(begins := ranks.listed([len(history)]))) > 1:
+        raise RuntimeError(f"the processes read checkpoints of different steps, {begins}; do they share a disk?")
 
     def snapshot() -> dict[str, Any]:
         """All that the rest of the training depends on."""
@@ -120,6 +126,8 @@ def finetune(
     for step in range(len(history), steps):
         prepared_optimizer.zero_grad(set_to_none=True)
         history.append(0.0)
+        if ranks.rank():  # dropout of its own, which the first rank's checkpoint need not hold
+            torch.manual_seed(seed_of(seed, "rank", step, ranks.rank()))
         for left in reversed(range(sampler.per_step)):
             batch = next(batches)
             with accelerator.no_sync(prepared) if left else nullcontext():
@@ -127,6 +135,7 @@ def finetune(
                 value = prepared(batch, choices) * (len(batch) * accelerator.num_processes / sampler.size)
                 accelerator.backward(value)
             history[-1] += value.item()
+        history[-1] = sum(ranks.listed(history[-1:])) / ranks.world()
         if not math.isfinite(history[-1]):
             raise RuntimeError(f"the loss is {history[-1]} at fine-tuning step {step}; a smaller lr than {config.lr}?")
         sparse.mask_gradients()
@@ -138,7 +147,7 @@ def finetune(
         tell(step + 1, steps, history[-1])
         if score is not None and (step + 1) % epoch == 0:
             model.eval()
-            found = score()
+            found = ranks.told(score())
             if found > best:
                 best, kept = found, _copied(model)
             model.train()
@@ -217,12 +226,12 @@ def _loader(examples: AugmentedExamples, sampler: PassSampler, workers: int) -> 
 
 def _random_state(choices: Generator) -> dict[str, Any]:
     """The state of the loss's generator and of those that dropout draws from."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return {"choices": choices.get_state(), "cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _set_random_state(state: Mapping[str, Any], choices: Generator) -> None:
     choices.set_state(state["choices"])
     torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for cuda in state["cuda"]:
+        torch.cuda.set_rng_state(cuda)

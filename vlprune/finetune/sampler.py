@@ -68,13 +68,14 @@ class PassSampler(Sampler[list[int]]):
     """A batch sampler of forward passes: the numbers of the examples of one pass after another; iterate per epoch.
 
     An optimizer step has batch_size examples, or all where there are fewer. They are split as evenly as possible into
-    passes, equally many in every process, none of them larger than device_batch. Of 100 examples, with batch_size 10
-    and device_batch 4, the passes of a step have 4, 3 and 3 examples.
+    passes, none of them larger than device_batch. Of 100 examples, with batch_size 10 and device_batch 4, the passes of
+    a step have 4, 3 and 3 examples. A pass is split as evenly as possible over the processes, so that what is in a pass
+    does not depend on how many there are.
 
     Args:
         n: number of examples in an epoch.
         batch_size: examples in an optimizer step, over all processes.
-        device_batch: most examples in a pass (None: all of the step).
+        device_batch: most examples in a pass, over all processes (None: all of the step).
         steps: number of optimizer steps in an epoch; where they need more than n examples, the first ones of the epoch
             fill up the last step.
         generator: draws the order of the examples, anew in each epoch.
@@ -83,9 +84,12 @@ class PassSampler(Sampler[list[int]]):
 
     Attributes:
         size: examples in an optimizer step, over all processes.
-        per_step: passes in an optimizer step, in this process.
+        per_step: passes in an optimizer step.
         epoch: number of the next epoch.
         skip: number of passes to leave out at the beginning of the next epoch.
+
+    Raises:
+        ValueError: a pass has fewer examples than there are processes.
     """
 
     def __init__(
@@ -101,7 +105,12 @@ class PassSampler(Sampler[list[int]]):
     ) -> None:
         self.n, self.steps, self.generator, self.rank, self.world = n, steps, generator, rank, world
         self.size = min(batch_size, n)
-        self.per_step = -(-self.size // (world * (device_batch or self.size)))
+        self.per_step = -(-self.size // (device_batch or self.size))
+        if (least := self.size // self.per_step) < world:
+            raise ValueError(
+                f"a forward pass of {least} examples cannot be shared by {world} processes; start fewer, or raise "
+                "finetuning.batch_size or device_batch"
+            )
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
@@ -118,9 +127,8 @@ class PassSampler(Sampler[list[int]]):
         order = np.fromiter(RandomSampler(range(self.n), generator=self.generator), int)
         for step in range(self.steps):
             rows = order[np.arange(step * self.size, (step + 1) * self.size) % self.n]
-            passes = np.array_split(first + rows, self.world * self.per_step)
-            for numbers in passes[self.rank * self.per_step : (self.rank + 1) * self.per_step]:
-                yield numbers.tolist()
+            for numbers in np.array_split(first + rows, self.per_step):
+                yield np.array_split(numbers, self.world)[self.rank].tolist()
 
 
 class Epochs(Iterator[list[Any]]):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from transformers import EncoderDecoderCache, PreTrainedTokenizerFast
 
+from eval import ranks
 from vlprune.models.base import Config, ModelAdapter
 from vlprune.models.generation import beam_search
 from vlprune.models.images import ImageInput
@@ -38,6 +39,14 @@ class TextStates:
         """The texts at positions index (k,), padded to the longest of them."""
         tokens = self.tokens.select(index)
         return TextStates(tokens, self.hidden[index][:, : tokens.ids.shape[1]])
+
+    def gathered(self) -> TextStates:
+        """The texts of all ranks, padded to the longest of them."""
+        length = max(ranks.listed([self.hidden.shape[1]]))
+        tokens = self.tokens.widened(length)
+        own = F.pad(self.hidden, (0, 0, 0, length - self.hidden.shape[1]))
+        ids, attention_mask = ranks.gathered(tokens.ids), ranks.gathered(tokens.attention_mask)
+        return TextStates(Tokens(ids, attention_mask), ranks.gathered(own))
 
 
 class FusionAdapter(ModelAdapter):
@@ -268,8 +277,8 @@ class FusionAdapter(ModelAdapter):
             negatives: what `hard_negatives` returns.
             image_mask: attention mask (n, t) bool of the image tokens, or None.
         """
-        negative_image, negative_text = negatives
         own = torch.arange(len(images), device=self.device)
+        negative_image, negative_text = negatives
         image_index = torch.cat([negative_image, own])
         text_index = torch.cat([own, negative_text])
         mask = None if image_mask is None else image_mask[image_index]
@@ -328,17 +337,24 @@ class FusionAdapter(ModelAdapter):
     def retrieval_loss(
         self, images: Sequence[Image.Image], texts: Sequence[str], image_ids: Sequence[Any], generator: Generator
     ) -> Tensor:
-        """ITC + ITM of n pairs; pairs of the same image_id are all positives; the generator draws the negatives."""
+        """ITC + ITM of n pairs; pairs of the same image_id are all positives; the generator draws the negatives.
+
+        The pairs of all ranks are negatives of each other.
+        """
         tokens = self.tokens_of(images)
         states = self.encode_texts(texts)
-        image_features, text_features = self.image_features(tokens), self.text_features(states.hidden)
-        positive = torch.tensor([[a == b for b in image_ids] for a in image_ids], device=self.device)
+        image_features = ranks.gathered(self.image_features(tokens))
+        text_features = ranks.gathered(self.text_features(states.hidden))
+        share, ids = ranks.share(len(images))[0], ranks.listed(image_ids)
+        positive = torch.tensor([[a == b for b in ids] for a in ids], device=self.device)
         itc = self.itc_loss(image_features, text_features, positive)
-        negative_image, negative_text = self.hard_negatives(image_features, text_features, positive, generator)
+        drawn = self.hard_negatives(image_features, text_features, positive, generator)
+        negative_image, negative_text = (numbers[share] for numbers in drawn)
+        every_text, every_image = states.gathered(), ranks.gathered(tokens)
         # Each image with its own text and its negative one, then each text with its negative image.
-        own = torch.arange(len(tokens), device=self.device)
-        both = self.fuse_first(states.select(torch.stack([own, negative_text], 1).flatten()), tokens)
-        other = self.fuse_first(states, tokens[negative_image])
+        own = torch.arange(len(ids), device=self.device)[share]
+        both = self.fuse_first(every_text.select(torch.stack([own, negative_text], 1).flatten()), tokens)
+        other = self.fuse_first(states, every_image[negative_image])
         return itc + self._match_or_not(both[::2], torch.cat([both[1::2], other]))
 
     def generate(self, images: Sequence[Image.Image], *, num_beams: int, max_length: int, min_length: int) -> list[str]:
@@ -363,8 +379,10 @@ class FusionAdapter(ModelAdapter):
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
 
     def captioning_loss(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
-        """Language-model loss of n captions after the prompt."""
-        return self.caption_loss(self.tokens_of(images), captions, self.prompt)
+        """Language-model loss of n captions after the prompt, averaged over the predicted tokens of all ranks."""
+        tokens, given = self.target_tokens(captions, self.prompt)
+        loss = self.caption_loss(self.tokens_of(images), captions, self.prompt)
+        return ranks.mean_of_all(loss, int(tokens.attention_mask[:, given:].sum()), len(captions))
 
     def encode_questions(self, image_tokens: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Fused hidden states (n, length, width) of n questions about n images, and their attention mask (n, length).

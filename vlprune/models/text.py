@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -36,6 +37,11 @@ class Tokens:
         attention_mask = self.attention_mask[index]
         length = int(attention_mask.sum(1).max())
         return Tokens(self.ids[index][:, :length], attention_mask[:, :length])
+
+    def widened(self, length: int) -> Tokens:
+        """The texts with padding up to a length."""
+        more = (0, length - self.ids.shape[1])
+        return Tokens(F.pad(self.ids, more), F.pad(self.attention_mask, more))
 
 
 def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> Tokens:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval import get_task
+from eval import get_task, ranks
+from eval.base import Part
 from vlprune.config import RunConfig, TaskConfig, build, changed
 from vlprune.execution import Interrupted
 from vlprune.precision import computing_in
@@ -42,23 +43,26 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
         [fine_tuned], [stage] = inputs, stages
         skip, store = bench.execution.skip_broken, bench.execution.store
         test, ready = examples(config.task, config.task.test, skip_broken=skip), prepared(config.task, skip_broken=skip)
-        parts = None if store is None else Parts(stage.path(store).with_suffix(PARTS))
+        # Of several ranks the first alone reads and stores parts.
+        stored = None if store is None or ranks.rank() else Parts(stage.path(store).with_suffix(PARTS))
 
-        def keep(number: int, part: Callable[[], list[Any]]) -> list[Any]:
-            if parts is None:
-                return part()
-
-            def verified() -> list[Any]:
-                values = part()
-                bench.verify()
-                return values
-
-            known = number in parts
-            say(f"evaluation, part {number + 1}")
-            values = parts.keep(number, verified)
-            if not known and bench.stopping():  # after a new part, so that every attempt gets on
-                raise Interrupted("evaluation stopped; it goes on from the parts that are stored")
-            return values
+        def keep(first: int, parts: Sequence[Part]) -> list[list[Any]]:
+            makes = dict(enumerate(parts, first))
+            found = ranks.told(
+                {} if stored is None else {number: stored[number] for number in makes if number in stored}
+            )
+            missing = [number for number in makes if number not in found]
+            say(f"evaluation, part {(missing or [first])[0] + 1}")
+            for number, values in zip(missing, ranks.in_turns([makes[number] for number in missing]), strict=True):
+                found[number] = values
+                if stored is not None:
+                    bench.verify()
+                    stored.add(number, values)
+                    found[number] = stored[number]
+                if any(ranks.listed([bench.stopping()])):  # after a new part, so that every attempt gets on
+                    raise Interrupted("evaluation stopped; it goes on from the parts that are stored")
+                say(f"evaluation, part {number + 2}")
+            return [found[number] for number in makes]
 
         with torch.inference_mode(), computing_in(config.task.precision, bench.device):
             predictions = task.predict(fine_tuned.model, test, options, ready, keep)
@@ -84,6 +88,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
         file=lambda results, key: results / "predictions" / f"{key}.jsonl",
         save=lambda made, path: _save(made.value, path),
         load=lambda path, _bench: _load(path),
+        joint=True,
     )
 
 

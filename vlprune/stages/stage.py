@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from eval import ranks
 from vlprune.config import ModelConfig
 from vlprune.cost import measured
 from vlprune.execution import Execution, never
@@ -59,6 +60,7 @@ class Stage(Generic[T]):
             they are deleted once the artifact is there.
         stored: execution -> whether the artifact is worth a file; one without is made again wherever it is needed.
         runs_model: whether making it runs a model, which a GPU is good for.
+        joint: whether all ranks (`eval.ranks`) make it together, where there are several; others the first makes alone.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Stage(Generic[T]):
     scratch: tuple[str, ...] = ()
     stored: Callable[[Execution], bool] = lambda _: True
     runs_model: bool = True
+    joint: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -111,11 +114,13 @@ class Bench:
         stopping: whether the process was asked to stop.
         verify: raises an error where what the names in a config stand for has changed since the keys were made; called
             before anything is stored, checkpoints and parts too.
+        convene: has the other ranks make the same joint stages at the same time; called before they are made.
     """
 
     execution: Execution
     stopping: Callable[[], bool] = never
     verify: Callable[[], None] = lambda: None
+    convene: Callable[[Sequence[Stage]], None] = lambda _: None
     memory: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
     models: dict[ModelConfig, ModelAdapter] = field(default_factory=dict)
@@ -204,11 +209,13 @@ def _make(stages: Sequence[Stage[T]], bench: Bench) -> dict[str, T]:
     inputs = obtain(first.inputs, bench) if first.inputs else []
     started = now()
     say(first.kind)
+    if first.joint:
+        bench.convene(stages)
     with measured() as cost:
         artifacts = first.make(stages, inputs, bench)
     before = [bench.note(stage) for stage in first.inputs]
     origins = {kind: own for note in before for kind, own in note.origins.items()}
-    origins[first.kind] = origin(started, bench.device_name)
+    origins[first.kind] = origin(started, bench.device_name, ranks.world() if first.joint else 1)
     costs = _costs(before)
     costs[first.kind] = [round(cost.seconds / len(stages), 3), cost.peak_memory]
     bench.verify()

@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import set_seed
 from datasets import Dataset
 
-from eval import get_task
-from eval.base import Task
+from eval import get_task, ranks
+from eval.base import Task, compute_together
 from vlprune.config import FinetuningConfig, RunConfig, TaskConfig, build, changed
 from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
 from vlprune.finetune.augment import PaperAugmentation
@@ -73,7 +73,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         checkpoint = path and Checkpoint(path, bench.execution.checkpoint_seconds, bench.stopping, bench.verify)
         losses = _finetune(model, own, config, bench, checkpoint)
         _check_sparse(model, own)
-        if store is not None:
+        if store is not None and not ranks.rank():
             _store_losses(losses_path(stages[0].path(store)), losses, config.finetuning)
         facts = {
             TEMPORARY: bench.execution.keep_weights is None,
@@ -105,6 +105,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         through_file=False,
         scratch=(CHECKPOINT, note_path(Path(CHECKPOINT)).name),
         stored=lambda execution: execution.keep_weights != "none",
+        joint=True,
     )
 
 
@@ -173,7 +174,7 @@ def _finetune(
 def _headline(model: ModelAdapter, task: Task, config: RunConfig, val: Dataset, ready: Any) -> float:
     options: Any = build(task.options, config.task.options, "task.options")
     with torch.inference_mode(), computing_in(config.task.precision, model.device):
-        return task.score(task.predict(model, val, options, ready), columns(val))[task.headline]
+        return task.score(task.predict(model, val, options, ready, compute_together), columns(val))[task.headline]
 
 
 def _epoch(config: RunConfig, task: Task, train: Dataset) -> Sequence[Example]:

@@ -35,7 +35,7 @@ class Origin:
         started: when its making began, as "2026-11-27T21:30:05+00:00".
         finished: when it ended.
         host: name of the machine.
-        device: name of the processor or of the CUDA device that models ran on.
+        device: name of the processor or of the CUDA device that models ran on; "2 × " and the name where two did.
         commit: the commit of vlprune's source, with "-dirty" where files differ from it; "" where it is in no clone.
         versions: {package: version, or "not installed"}.
     """
@@ -53,14 +53,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def origin(started: str, device: str) -> dict[str, Any]:
+def origin(started: str, device: str, devices: int = 1) -> dict[str, Any]:
     """The origin, as plain values, of what this process has made by now.
 
     Args:
         started: what `now` returned at the beginning.
         device: name of the CUDA device that models ran on; "" for the processor.
+        devices: how many such devices, or processes, made it together.
     """
-    return asdict(Origin(started, now(), platform.node(), device or processor(), commit(), versions()))
+    named = f"{devices} × " * (devices > 1) + (device or processor())
+    return asdict(Origin(started, now(), platform.node(), named, commit(), versions()))
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,17 @@ class Parts:
     def __contains__(self, number: int) -> bool:
         return number in self._stored
 
-    def keep(self, number: int, make: Callable[[], list[Any]]) -> list[Any]:
-        """The list of a number: the stored one, or what `make` returns, which is stored; as JSON gives it back."""
-        if number not in self._stored:
-            text = json.dumps([number, make()])
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                # A line feed first: the line before may have been cut short.
-                file.write(f"\n{_digest(text)} {text}\n")
-            self._stored[number] = json.loads(text)[1]
+    def __getitem__(self, number: int) -> list[Any]:
         return self._stored[number]
+
+    def add(self, number: int, values: list[Any]) -> None:
+        """Stores a list under a number; from then on it is what JSON gives back."""
+        text = json.dumps([number, values])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            # A line feed first: the line before may have been cut short.
+            file.write(f"\n{_digest(text)} {text}\n")
+        self._stored[number] = json.loads(text)[1]
 
     def _read(self) -> dict[int, list[Any]]:
         try:

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
+from eval import ranks
 from vlprune.batch import Batch
 from vlprune.models.base import ModelAdapter
 from vlprune.models.images import ImageInput
@@ -196,8 +197,9 @@ class OpenCLIP(ModelAdapter):
         image_ids: Sequence[Any],
         generator: Generator,  # noqa: ARG002 - there are no negatives to draw
     ) -> Tensor:
-        """ITC of n pairs; pairs of the same image_id are all positives."""
+        """ITC of n pairs, those of all ranks together; pairs of the same image_id are all positives."""
         features, _ = self.encode_images(self.pixels(images))
-        tokens = self.tokenize(texts)
-        positive = torch.tensor([[a == b for b in image_ids] for a in image_ids], device=self.device)
-        return self.itc_loss(features, self.text_features(self.text_states(tokens), tokens), positive)
+        tokens, ids = self.tokenize(texts), ranks.listed(image_ids)
+        positive = torch.tensor([[a == b for b in ids] for a in ids], device=self.device)
+        text_features = self.text_features(self.text_states(tokens), tokens)
+        return self.itc_loss(ranks.gathered(features), ranks.gathered(text_features), positive)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from transformers import EncoderDecoderCache
 
+from eval import ranks
 from vlprune.batch import Batch
 from vlprune.models.generation import beam_search
 from vlprune.models.openclip import internals
@@ -100,10 +101,12 @@ class OpenCoCa(OpenCLIP):
     # ---- the tasks' interface ----
 
     def captioning_loss(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
-        """Captioning loss of n captions."""
+        """Captioning loss of n captions, averaged over the tokens of all ranks."""
         _, image_tokens = self.encode_images(self.pixels(images))
         tokens = self.tokenize(captions)
-        return self.caption_loss(tokens, self.text_states(tokens), image_tokens)
+        loss = self.caption_loss(tokens, self.text_states(tokens), image_tokens)
+        predicted = tokens.attention_mask[:, 1:] & (tokens.ids[:, 1:] != self.pad_id)
+        return ranks.mean_of_all(loss, int(predicted.sum()), len(captions))
 
     @torch.no_grad()
     def generate(self, images: Sequence[Image.Image], *, num_beams: int, max_length: int, min_length: int) -> list[str]:
