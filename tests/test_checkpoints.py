@@ -228,6 +228,23 @@ def test_files_that_are_no_model_are_refused_in_one_line(tmp_path):
         load_model("nobody/nothing")
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/dev/zero", "a/b.safetensors"])
+def test_an_index_names_files_beside_it_alone(name, tmp_path):
+    save_model(small_model("blip"), tmp_path / "other")
+    save_model(small_model("blip"), tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"temp": name}}))
+    with pytest.raises(ValueError, match=r"index.json is no index of weights: .* is no name of a file beside it"):
+        load_model(str(tmp_path / "m"))
+
+
+def test_weights_in_half_precision_are_those_in_full_that_they_stand_for(tmp_path):
+    model = small_model("xvlm")
+    save_model(model, tmp_path, torch.float16)
+    again = load_model(str(tmp_path))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter.half().float())
+
+
 def test_defaults_of_transformers_are_kept(tmp_path):
     """A hub config names only what differs from the defaults, among them the vision's epsilon 1e-5."""
     text = BlipTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=2048)

@@ -32,6 +32,11 @@ def terminal(text: str) -> str:
     return _UNPRINTABLE.sub("?", " ".join(text.split()))
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a library says, as the end of a line of ours: one line that is not long."""
+    return terminal(str(error))[:300] or type(error).__name__
+
+
 def markdown(text: str) -> str:
     """A text in a heading, a paragraph or a cell; underscores inside words are literal there anyway."""
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", terminal(text).translate(_MARKDOWN))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
+from vlprune import escapes
 from vlprune.config import ConfigError
 from vlprune.data.images import FORMATS, open_regular
 
@@ -72,8 +73,9 @@ def open_image(image: Mapping[str, Any]) -> Image.Image:
         if isinstance(error, OSError) and error.errno in FAILURES:
             raise OSError(error.errno, f"{image['where']}: {os.strerror(error.errno)}", image["path"]) from error
         is_none = isinstance(error, UnidentifiedImageError)
-        reason = f"it is none of {', '.join(FORMATS)}" if is_none else " ".join(str(error).split()) or repr(error)
-        raise UnreadableImage(f"{image['where']}: cannot read image {image['path'] or ''}: {reason}") from None
+        reason = f"it is none of {', '.join(FORMATS)}" if is_none else escapes.reason(error)
+        path = escapes.terminal(image["path"] or "")
+        raise UnreadableImage(f"{image['where']}: cannot read image {path}: {reason}") from None
 
 
 def max_pixels() -> int:

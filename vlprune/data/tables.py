@@ -23,6 +23,7 @@ from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetsError
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from vlprune import escapes
 from vlprune.data.annotations import no_split, shown, split_of
 from vlprune.data.images import ImageFolder, is_file
 from vlprune.data.source import Directory, Hub
@@ -216,8 +217,7 @@ def _asked(source: Directory | Hub, call: Callable[[], T]) -> T:
 
 
 def _fail(source: Directory | Hub, what: str, error: Exception) -> NoReturn:
-    reason = " ".join(str(error.__cause__ or error).split())
-    raise ValueError(f"{source.name}: {what}: {reason:.300}") from None
+    raise ValueError(f"{source.name}: {what}: {escapes.reason(error.__cause__ or error)}") from None
 
 
 def _named(there: Iterable[str], wanted: Sequence[str]) -> str | None:

@@ -14,20 +14,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BlipImageProcessor, CLIPImageProcessor, PreTrainedTokenizerFast
 
+from vlprune import escapes
 from vlprune.models.base import Config
 from vlprune.models.fingerprint import Fingerprint, fingerprint
 from vlprune.models.fusion import FusionAdapter
 from vlprune.models.images import ImageInput
 from vlprune.models.official import IGNORED
-from vlprune.models.state import SAFETENSORS, fill, names_of, read_state, weight_files
+from vlprune.models.state import SAFETENSORS, check_fits, fill, names_of, read_state, weight_files
 from vlprune.models.tokenizer import BERT, FILES, tokenizer_files, tokenizer_in
 from vlprune.store.atomic import atomic
+from vlprune.store.documents import read_json
 
 CONFIG = "config.json"
 OURS = "vlprune"  # the key of a transformers config that holds what transformers does not know of
 # Keys of a config.json that transformers writes beside ours.
 TRANSFORMERS = ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "tie_word_embeddings")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+LARGEST = 10**6  # of the whole numbers in the settings of a model: widths, sizes of vocabularies
 ROLES = {"pad": "[PAD]", "sep": "[SEP]", "eos": "[SEP]"}  # ids of a text config, by the pieces that they are of
 
 Adapter = TypeVar("Adapter", bound=FusionAdapter)
@@ -44,10 +47,7 @@ def read_config(path: Path) -> Config:
     Raises:
         ValueError: the file is damaged, or holds something else than a model's settings.
     """
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    stored = read_json(path)
     if not isinstance(stored, dict) or ("family" in stored and not {"vision", "text"} <= stored.keys()):
         raise ValueError(f"{path} must hold the settings of a model, with 'vision' and 'text' beside a 'family'")
     return stored
@@ -129,9 +129,40 @@ def filled(
     text = dict(config["text"])
     for key, token in {**ROLES, "bos": bos}.items():
         text.setdefault(f"{key}_token_id", tokenizer.convert_tokens_to_ids(token))
-    model = adapter.from_config({**config, "family": adapter.family, "text": text}, tokenizer)
+    whole = {**config, "family": adapter.family, "text": text}
+    check_sizes(whole, len(state), where)
+    try:
+        with torch.device("meta"):  # a model without content, in no time and memory
+            bare = adapter.from_config(whole, tokenizer)
+    except Exception as error:  # transformers raises nearly anything on settings that make no sense
+        raise ValueError(f"the settings of {where} make no model: {escapes.reason(error)}") from None
+    check_fits(bare, state, where)
+    model = adapter.from_config(whole, tokenizer)
     fill(model, state, where)
     return model.eval()
+
+
+def check_sizes(settings: Any, tensors: int, where: object) -> None:
+    """Refuses settings that no model has, before modules are made of them.
+
+    Args:
+        settings: nested plain values of a config.
+        tensors: number of tensors in the weights, of which every layer has some.
+        where: the file or directory, which an error names.
+
+    Raises:
+        ValueError: a whole number beyond LARGEST, or more layers than tensors.
+    """
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            if "layers" in str(key) and isinstance(value, int) and value > tensors:
+                raise ValueError(f"the settings of {where} want {key} = {value}, its weights are {tensors} tensors")
+            check_sizes(value, tensors, where)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            check_sizes(value, tensors, where)
+    elif isinstance(settings, int) and abs(settings) > LARGEST:
+        raise ValueError(f"the settings of {where} hold the number {settings}, at most {LARGEST:,} make sense")
 
 
 # ---- writing ----

@@ -6,15 +6,15 @@ and whose X-VLM has a CLIP vision encoder.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from vlprune.store.tensors import tensors_in, unpickle
 
 SUFFIXES = (".pth", ".pt", ".bin")
 # Momentum copies, queues and positions, which the weights do not need.
@@ -57,7 +57,7 @@ def _rename(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
 
 
 def read_official(path: Path, names: OfficialNames) -> dict[str, Tensor]:
-    """The weights of an official checkpoint, {our name: float32 tensor}, without momentum copies and queues.
+    """The weights of an official checkpoint, {our name: tensor}, without momentum copies and queues.
 
     The file holds the state dict itself, or under "model" or "state_dict"; only tensors and plain values are unpickled.
 
@@ -69,58 +69,24 @@ def read_official(path: Path, names: OfficialNames) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{path}: {name} must hold floating-point weights, got {tensor.dtype}")
-    return {names.to_ours(name): tensor.float() for name, tensor in weights.items()}
+    return {names.to_ours(name): tensor for name, tensor in weights.items()}
 
 
 def first_words(path: Path) -> list[str]:
     """The first words of the official names in a checkpoint, in alphabetical order, such as ["itm_head", "temp", …].
 
-    The weights are not read where the format of the file allows that.
-
     Raises:
         ValueError: the file is damaged, or holds other objects than tensors.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # a file of torch's older format, or a damaged one, which `unpickle` describes
-        state = unpickle(path)
-    return sorted({name.split(".")[0] for name in _state_dict(path, state)})
+    return sorted({name.split(".")[0] for name in _state_dict(path, unpickle(path))})
 
 
 def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(is_entry(name, value) for name, value in state.items()):
-        raise ValueError(f"{path} holds no state dict of tensors, directly or under 'model' or 'state_dict'")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def is_entry(name: object, value: object) -> bool:
-    """Whether these are a name and a tensor, as a state dict has them."""
-    return isinstance(name, str) and isinstance(value, Tensor)
-
-
-def unpickle(path: Path) -> Any:
-    """What torch saved in a file, on the CPU.
-
-    Raises:
-        ValueError: the file is damaged, or holds objects that are neither tensors nor plain values.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is damaged or holds more than tensors and plain values{refused(error)}") from None
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else 'it ends early'}"
-        ) from None
-
-
-def refused(error: pickle.UnpicklingError) -> str:
-    """What torch says that it did not unpickle, after a colon; empty where it names nothing."""
-    found = re.search(r"(?:GLOBAL|global: (?!GLOBAL)) *([\w.]+)", str(error))
-    return f": {found[1]}" if found else ""
+    found = tensors_in(path, state, f"{path} holds no state dict of tensors, directly or under 'model' or 'state_dict'")
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 # ---- the sizes of a model, from the shapes of its weights ----

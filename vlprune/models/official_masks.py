@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from vlprune import escapes
 from vlprune.masks import Masks, check_fits
 from vlprune.models.base import ModelAdapter
-from vlprune.models.official import OfficialNames, is_entry, unpickle
+from vlprune.models.official import OfficialNames
 from vlprune.models.registry import get_family
 from vlprune.store.atomic import atomic
+from vlprune.store.tensors import tensors_in, unpickle
 
 WEIGHT, BIAS = ".weight_pruning_mask", ".bias_pruning_mask"
 
@@ -30,20 +31,21 @@ def import_masks(path: str | os.PathLike[str], model: ModelAdapter) -> Masks:
             heads.
     """
     path = Path(path)
-    state = unpickle(path)
-    if not isinstance(state, Mapping) or not all(is_entry(name, mask) for name, mask in state.items()):
-        raise ValueError(f"{path} is no dict of masks")
+    state = tensors_in(path, unpickle(path), f"{path} is no dict of masks")
     official = _names_of(model)
     names = {alias: layer.name for layer in model.graph for alias in (layer.name, *layer.aliases)}
     masks: dict[str, Tensor] = {}
+    shapes = {layer.name: layer.shape for layer in model.graph}
     for full, values in state.items():
-        mask = values != 0
-        if not torch.equal(mask.to(values.dtype), values):
-            raise ValueError(f"{path}: {full} must hold 0 and 1 alone")
         name, _, kind = full.rpartition(".")
         if f".{kind}" not in (WEIGHT, BIAS):
             raise ValueError(f"{path}: wanted names that end with {WEIGHT} or {BIAS}, got {full}")
         layer = names.get(official.to_ours(name)) if f".{kind}" == WEIGHT else None
+        if layer is not None and tuple(values.shape) != shapes[layer]:
+            raise ValueError(f"{path}: {full} has shape {tuple(values.shape)}, wanted {shapes[layer]}")
+        mask = values != 0
+        if not torch.equal(mask.to(values.dtype), values):
+            raise ValueError(f"{path}: {full} must hold 0 and 1 alone")
         if layer is None:
             if not mask.all():
                 raise ValueError(f"{path}: {full} prunes what is not prunable in {model.family}")
@@ -51,7 +53,10 @@ def import_masks(path: str | os.PathLike[str], model: ModelAdapter) -> Masks:
             raise ValueError(f"{path}: {full} differs from the mask of the same weight under another name")
         else:
             masks[layer] = mask
-    check_fits(model.graph, "mask", masks)
+    try:
+        check_fits(model.graph, "mask", masks)
+    except ValueError as error:
+        raise ValueError(f"{path}: {escapes.reason(error)}") from None
     return Masks({layer.name: masks[layer.name] for layer in model.graph}, aliases=model.graph.aliases)
 
 

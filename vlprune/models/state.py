@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vlprune import escapes
+from vlprune.store.documents import read_json
+from vlprune.store.tensors import read_tensors
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 INDEX = f"{SAFETENSORS}.index.json"
@@ -19,7 +19,7 @@ OPTIONAL = frozenset({"temp"})
 
 
 def read_state(directory: Path) -> dict[str, Tensor]:
-    """The weights in a directory, {name: float32 tensor}.
+    """The weights in a directory, {name: tensor}, as they are stored.
 
     Raises:
         FileNotFoundError: the directory has no weights.
@@ -27,7 +27,7 @@ def read_state(directory: Path) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for path in weight_files(directory):
-        state |= {name: tensor.float() for name, tensor in _read(path).items()}
+        state |= read_tensors(path)
     return state
 
 
@@ -41,8 +41,10 @@ def weight_files(directory: Path) -> list[Path]:
     files = [directory / SAFETENSORS]
     if (directory / INDEX).is_file():
         try:
-            index = json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files = [directory / name for name in sorted(set(index.values()))]
+            names = sorted(set(read_json(directory / INDEX)["weight_map"].values()))
+            if outside := [name for name in names if Path(name).name != name]:
+                raise ValueError(f"{outside[0]!r} is no name of a file beside it")
+            files = [directory / name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{directory / INDEX} is no index of weights: {error}") from None
     elif not files[0].is_file():
@@ -54,15 +56,6 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-
-
 def names_of(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
     """Each parameter of a model with all its names in the order of the modules; a tied one has several."""
     names: dict[int, tuple[nn.Parameter, list[str]]] = {}
@@ -71,16 +64,11 @@ def names_of(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
     yield from names.values()
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
-    """Writes a state into the model, in place; tied tensors may be there under one of their names or under several.
-
-    Args:
-        model: the model that is filled.
-        state: {name: tensor}.
-        where: the file or directory that the state came from, which an error names.
+def check_fits(model: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
+    """Refuses a state of other names or shapes than a model's, which may be one without content (torch's "meta").
 
     Raises:
-        ValueError: names or shapes are those of another model, tied tensors differ, or weights are not finite.
+        ValueError: names or shapes are those of another model; `where` names the file or directory of the state.
     """
     groups = list(names_of(model))
     known = {name for _, names in groups for name in names}
@@ -89,21 +77,37 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
     if differing := sorted([*absent, *strange]):
         raise ValueError(
             f"{where} is of another model: {len(absent)} names are missing and {len(strange)} unknown, "
-            f"e.g. {differing[0]}"
+            f"e.g. {escapes.terminal(differing[0])[:200]}"
         )
     for parameter, names in groups:
-        given = [name for name in names if name in state]
+        for name in names:
+            if name in state and state[name].shape != parameter.shape:
+                shape = tuple(state[name].shape)
+                raise ValueError(f"{where}: {name} has shape {shape}, wanted {tuple(parameter.shape)}")
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], where: object) -> None:
+    """Writes a state into the model, in place; tied tensors may be there under one of their names or under several.
+
+    Args:
+        model: the model that is filled.
+        state: {name: tensor}, of any number format.
+        where: the file or directory that the state came from, which an error names.
+
+    Raises:
+        ValueError: names or shapes are those of another model, tied tensors differ, or weights are not finite; nothing
+            has changed then.
+    """
+    check_fits(model, state, where)
+    groups = [(parameter, [name for name in names if name in state]) for parameter, names in names_of(model)]
+    for parameter, given in groups:
         for name in given:
-            tensor = state[name]
-            if tensor.shape != parameter.shape:
-                raise ValueError(f"{where}: {name} has shape {tuple(tensor.shape)}, wanted {tuple(parameter.shape)}")
+            tensor = state[name].to(parameter.dtype)
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{where}: {name} holds NaN or infinite weights")
-            if not torch.equal(tensor, state[given[0]]):
+            if name != given[0] and not torch.equal(tensor, state[given[0]].to(parameter.dtype)):
                 raise ValueError(f"{where}: {name} and {given[0]} are one tensor of the model, but differ")
     with torch.no_grad():
-        for parameter, names in groups:
-            for name in names:
-                if name in state:
-                    parameter.copy_(state[name])
-                    break
+        for parameter, given in groups:
+            if given:
+                parameter.copy_(state[given[0]])

@@ -8,6 +8,8 @@ from pathlib import Path
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from vlprune import escapes
+
 BERT = Path(__file__).parent / "bert_vocab.txt"
 BLIP_TOKENS = ("[DEC]", "[ENC]")
 FILES, BESIDE_VOCABULARY = ("tokenizer.json", "vocab.txt"), "tokenizer_config.json"
@@ -53,7 +55,7 @@ def tokenizer_in(directory: Path) -> PreTrainedTokenizerFast | None:
     try:
         return load_tokenizer(files[0]) if files else None
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ValueError(f"{files[0]} is no tokenizer: {error}") from None
+        raise ValueError(f"{files[0]} is no tokenizer: {escapes.reason(error)}") from None
 
 
 def bert_tokenizer() -> PreTrainedTokenizerFast:

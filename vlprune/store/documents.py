@@ -39,7 +39,7 @@ def parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is no JSON: {error}") from None
     except RecursionError:
-        raise ValueError(f"{where} is nested too deeply: {too_deep(text)}") from None
+        raise ValueError(f"{where} is nested too deeply: {too_deep(text) or 'in many places'}") from None
 
 
 def number(digits: str) -> int | float:

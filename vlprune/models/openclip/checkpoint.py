@@ -5,27 +5,29 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from vlprune import escapes
 from vlprune.config import unknown
 from vlprune.models.base import Config, ModelAdapter
 from vlprune.models.card import CardLines
+from vlprune.models.directory import check_sizes
 from vlprune.models.family import Family
 from vlprune.models.fingerprint import Fingerprint, fingerprint
-from vlprune.models.official import refused
 from vlprune.models.openclip.adapter import OpenCLIP, OpenCLIPInput
 from vlprune.models.openclip.attention import packed_state
 from vlprune.models.openclip.coca import OpenCoCa
 from vlprune.models.openclip.internals import PreprocessCfg, merge_preprocess_dict
 from vlprune.store.atomic import atomic, write_text
+from vlprune.store.documents import read_json
+from vlprune.store.tensors import read_tensors, tensors_in, unpickle
 
 PREFIX, CONFIG = "open_clip:", "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -64,10 +66,12 @@ def load(adapter: type[OpenCLIP], name: str) -> OpenCLIP:  # noqa: ARG001 - the 
     source = _find(name)
     if refused := _refusal(source.model_cfg, source.preprocess_cfg):
         raise ValueError(f"{name}: {refused} cannot be pruned; ViT or ResNet with open_clip's own text tower can")
-    towers = build_towers(source.model_cfg)
     if source.weights is None:
         logger.warning("%s names no weights: they are random; add a pretrained tag or a checkpoint file", name)
+        towers = build_towers(source.model_cfg)
     else:
+        _check_fits(source.model_cfg, source.weights)
+        towers = build_towers(source.model_cfg)
         _fill(towers, source.weights)
     return adapt(towers, source.model_cfg, source.preprocess_cfg).eval()
 
@@ -150,13 +154,15 @@ def _find(name: str) -> _Source:
 def _in_directory(path: Path) -> _Source:
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"a directory of open_clip holds {CONFIG} and weights; {path} has no {CONFIG}")
-    try:
-        stored = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / CONFIG} is no JSON: {error}") from None
-    model_cfg = stored.get("model_cfg") if isinstance(stored, dict) else None
-    if not isinstance(model_cfg, dict) or not {"vision_cfg", "text_cfg"} <= model_cfg.keys():
-        raise ValueError(f"{path / CONFIG} has no 'model_cfg' with 'vision_cfg' and 'text_cfg'")
+    stored = read_json(path / CONFIG)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path / CONFIG} must hold an object with 'model_cfg', got {type(stored).__name__}")
+    model_cfg = stored.get("model_cfg")
+    parts = [model_cfg.get(part) for part in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else []
+    if not isinstance(model_cfg, dict) or not all(
+        isinstance(part, dict) for part in (*parts, stored.get("preprocess_cfg", {}))
+    ):
+        raise ValueError(f"{path / CONFIG} has no 'model_cfg' with 'vision_cfg' and 'text_cfg', or no settings in them")
     there = [path / name for name in FILES if (path / name).is_file()]
     if not there:
         raise FileNotFoundError(f"{path} has no weights: wanted one of {', '.join(FILES)}")
@@ -205,16 +211,29 @@ def build_towers(model_cfg: Config) -> Any:
         return towers
 
 
-def _fill(towers: Any, path: Path) -> None:
-    """Writes a checkpoint into open_clip's modules, in place, with open_clip's conversions of older ones."""
+def _check_fits(model_cfg: Config, path: Path) -> None:
+    """Refuses a checkpoint of a much smaller model than the settings want, before modules are made of them."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"a checkpoint file ends in {', '.join(SUFFIXES)}, got {path.name}")
+    stored = read_tensors(path) if path.suffix == ".safetensors" else unpickle(path)
+    if isinstance(stored, Mapping) and isinstance(stored.get("state_dict"), Mapping):
+        stored = stored["state_dict"]
+    state = tensors_in(path, stored, f"{path} holds no state dict of tensors, directly or under 'state_dict'")
+    check_sizes(model_cfg, len(state), path)
+    try:
+        with torch.device("meta"):
+            towers = build_towers(model_cfg)
+    except Exception as error:  # open_clip raises nearly anything on settings that make no sense
+        raise ValueError(f"the settings of {path} make no model: {escapes.reason(error)}") from None
+    wanted, there = (sum(t.numel() for t in tensors.values()) for tensors in (towers.state_dict(), state))
+    if wanted > 2 * there:  # some are stored in other shapes, such as positions of another size of images
+        raise ValueError(f"{path} is of another model: it holds {there:,} numbers, {wanted:,} are wanted")
+
+
+def _fill(towers: Any, path: Path) -> None:
+    """Writes a checkpoint into open_clip's modules, in place, with open_clip's conversions of older ones."""
     try:
         found: Any = open_clip.load_checkpoint(towers, str(path), strict=False, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is damaged or holds more than tensors and plain values{refused(error)}") from None
-    except (SafetensorError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or more than weights: {' '.join(str(error).split())[:200]}") from None
     except (RuntimeError, AttributeError, KeyError, StopIteration) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged or of another model: {reason}") from None
