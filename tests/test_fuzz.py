@@ -92,7 +92,7 @@ def twisted(chance, document):
                 continue
             what = chance.choice(["replace", "replace", "replace", "leave out", "rename"])
             if what == "replace":
-                holder[key] = chance.choice(HOSTILE)
+                holder[key] = copy.deepcopy(chance.choice(HOSTILE))
             else:
                 value = holder.pop(key)
                 if what == "rename" and isinstance(holder, dict):

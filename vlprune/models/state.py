@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlprune import escapes
 from vlprune.store.documents import read_json
 from vlprune.store.tensors import read_tensors
 
@@ -77,7 +76,7 @@ def check_fits(model: nn.Module, state: Mapping[str, Tensor], where: object) -> 
     if differing := sorted([*absent, *strange]):
         raise ValueError(
             f"{where} is of another model: {len(absent)} names are missing and {len(strange)} unknown, "
-            f"e.g. {escapes.terminal(differing[0])[:200]}"
+            f"e.g. {differing[0]}"
         )
     for parameter, names in groups:
         for name in names:

@@ -17,6 +17,7 @@ from vlprune import escapes
 
 # Bytes of the names and shapes in a file; those of a model of a thousand tensors are 100 KB.
 MOST_NAMES = 4 << 20
+LONGEST = 500  # characters of a name
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -32,9 +33,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {escapes.reason(error)}") from None
+    return tensors_in(path, found, f"{path} holds no tensors")
 
 
 def check_header(path: Path) -> None:
@@ -92,18 +94,19 @@ def tensors_in(where: object, value: Any, otherwise: str) -> dict[str, Tensor]:
         otherwise: what is said of anything else.
 
     Raises:
-        ValueError: something else, or a tensor that repeats what is stored, is sparse, quantised or without content.
+        ValueError: something else, a name that cannot be shown, or a tensor that repeats what is stored, is sparse,
+            quantised or without content.
     """
     if not isinstance(value, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
     ):
         raise ValueError(otherwise)
     for name, tensor in value.items():
+        if not name.isprintable() or len(name) > LONGEST:
+            raise ValueError(f"{where}: {escapes.terminal(name)[:LONGEST]} is no name of a tensor")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
-            raise ValueError(f"{where}: {escapes.terminal(name)[:200]} must be a dense tensor of real numbers")
+            raise ValueError(f"{where}: {name} must be a dense tensor of real numbers")
         stored = tensor.untyped_storage().nbytes() // tensor.element_size()
         if tensor.numel() > stored:
-            raise ValueError(
-                f"{where}: {escapes.terminal(name)[:200]} claims {tensor.numel():,} numbers, {stored:,} are stored"
-            )
+            raise ValueError(f"{where}: {name} claims {tensor.numel():,} numbers, {stored:,} are stored")
     return dict(value)
