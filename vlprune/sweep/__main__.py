@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -37,7 +38,13 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _engine(options: Options) -> Callable[..., Pool]:
-    """What makes the workers; ConfigError where Ray is not installed."""
+    """What makes the workers.
+
+    Raises:
+        ConfigError: a launcher started this process as one of several, or Ray is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("a sweep starts its own processes, one a device: start it with python -m, without a launcher")
     if options.engine == "local":
         if options.address is not None:
             raise ConfigError("--address is that of a Ray cluster: give --engine ray, too")

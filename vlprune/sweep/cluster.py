@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ try:
 except ImportError:
     raise ConfigError("--engine ray needs Ray: pip install 'vlprune[ray]'") from None
 
+REACH = 10.0  # seconds in which the head of a cluster answers
 LOOK = 1.0  # seconds between two looks at whether a job is to stop
 
 
@@ -49,6 +51,7 @@ class ClusterPool:
     """
 
     def __init__(self, work: Work, execution: Execution, address: str | None, most: int) -> None:
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -112,6 +115,17 @@ class ClusterPool:
             for task in left:
                 ray.cancel(task, force=True)
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuses the host:port of a cluster at which nobody listens, which Ray itself tries for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not port.isdecimal() or "/" in host:  # "auto", or the address of a Ray client
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {error.strerror or error}") from None
 
 
 def _first_line(error: Exception) -> str:
