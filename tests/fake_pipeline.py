@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from vlprune.config import RunConfig
@@ -202,6 +203,34 @@ def work_with_a_broken_device(job: Job, execution: Execution, stopping: Stopping
     if job.is_run and (method == "lamp" or (method == "omp" and attempts == 1)):
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
     work(job, execution, stopping)
+
+
+def work_convening(job: Job, execution: Execution, stopping: Stopping, convene: Callable) -> None:
+    """Every pruned run waits for the other ranks; at LAMP's first attempt the first one dies."""
+    method = job.configs[0].pruning.method
+    if job.is_run and method != "dense":
+        from torch import distributed
+
+        attempts = len(_note(job, execution).read_text().splitlines())
+        convene([SimpleNamespace(kind="tuned", key="key")])
+        if method == "lamp" and attempts == 1:
+            os.kill(os.getpid(), 9)
+        distributed.barrier()
+    work(job, execution, stopping)
+
+
+def assist_noted(job: Job, execution: Execution, stopping: Stopping) -> None:
+    """The other ranks come, but for OMP, where they raise, and for LAMP's second attempt, where they die."""
+    from torch import distributed
+
+    assert (job.kind, job.keys) == ("tuned", ("key",))
+    path, method = _note(job, execution), job.configs[0].pruning.method
+    if method == "omp":
+        raise RuntimeError("no luck")
+    if method == "lamp" and len(path.read_text().splitlines()) > 2:
+        os.kill(os.getpid(), 9)
+    path.with_name(f"{method}-{distributed.get_rank()}-of-{distributed.get_world_size()}").touch()
+    distributed.barrier()
 
 
 def work_on_a_full_disk(job: Job, execution: Execution, stopping: Stopping) -> None:

@@ -16,10 +16,11 @@ from vlprune.config import ConfigError
 from vlprune.sweep.aside import PlannerAside
 from vlprune.sweep.command import sweep, verified
 from vlprune.sweep.engine import Pool
+from vlprune.sweep.launched import launched_pool
 from vlprune.sweep.local import local_pool
 from vlprune.sweep.options import Options
 from vlprune.sweep.screen import console
-from vlprune.sweep.worker import work
+from vlprune.sweep.worker import assist, work
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -38,13 +39,12 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _engine(options: Options) -> Callable[..., Pool]:
-    """What makes the workers.
-
-    Raises:
-        ConfigError: a launcher started this process as one of several, or Ray is not installed.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("a sweep starts its own processes, one a device: start it with python -m, without a launcher")
+    """What makes the workers; ConfigError where Ray is not installed, or options do not go together."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if options.engine == "ray" and world > 1:
+        raise ConfigError("--engine ray starts its own processes: start it without a launcher")
+    if world > 1:
+        return partial(launched_pool, size=world, assist=assist)
     if options.engine == "local":
         if options.address is not None:
             raise ConfigError("--address is that of a Ray cluster: give --engine ray, too")
@@ -55,7 +55,9 @@ def _engine(options: Options) -> Callable[..., Pool]:
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Runs the command line; of the processes of a launcher, the first does."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     options = tyro.cli(Options, prog="python -m vlprune.sweep")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -16,9 +16,9 @@ from typing import Any
 
 from vlprune.config import ConfigError, RunConfig
 from vlprune.store.identity import Identity
-from vlprune.sweep.local import child_environment
 from vlprune.sweep.options import Options
 from vlprune.sweep.plan import Plan
+from vlprune.sweep.process import child_environment
 
 
 class PlannerAside:

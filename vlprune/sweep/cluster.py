@@ -16,8 +16,8 @@ from vlprune.config import ConfigError
 from vlprune.execution import Execution
 from vlprune.sweep.engine import Event, Planner
 from vlprune.sweep.job import Job
-from vlprune.sweep.local import GRACE, THREADS, Work, attempt
 from vlprune.sweep.options import Options
+from vlprune.sweep.process import GRACE, THREADS, Work, attempt
 
 try:
     import ray

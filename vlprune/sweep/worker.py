@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vlprune.execution import Execution
@@ -13,14 +13,26 @@ from vlprune.sweep.job import Job
 if TYPE_CHECKING:
     from vlprune.stages.stage import Stage
 
+# What imports torch is imported inside: a sweep names these functions to its workers, and needs no torch itself.
 
-def work(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
+
+def alone(_stages: Sequence[Stage]) -> None:
+    """Calls nobody: the `convene` of a worker that has no others beside it."""
+
+
+def work(
+    job: Job,
+    execution: Execution,
+    stopping: Callable[[], bool],
+    convene: Callable[[Sequence[Stage]], None] = alone,
+) -> None:
     """Makes the stages of a job.
 
     Args:
         job: the stages that are wanted, as a plan has them.
         execution: how and where, with a store.
         stopping: whether the process was asked to stop.
+        convene: has the other ranks make stages together with this one.
 
     Raises:
         ValueError: the models, data or code are not those that were planned with, or were replaced meanwhile; nothing
@@ -28,30 +40,15 @@ def work(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
         Busy: somebody else is at work on the same.
         Interrupted: the process was asked to stop; the same job goes on from there later.
     """
-    # Here, and not above: a sweep names this function to its workers, and imports no torch.
-    from vlprune.pipeline import chain
-    from vlprune.stages.fingerprints import Fingerprints
     from vlprune.stages.stage import Bench, obtain
 
     store = execution.store
     assert store is not None
 
-    def look() -> tuple[dict[str, Stage], dict[str, str]]:
-        """The stages that the configs stand for at present, by key, and what the files they read look like."""
-        known = Fingerprints(skip_broken=execution.skip_broken)
-        chains = [chain(config, known) for config in job.configs]
-        stages = {stage.key: stage for own in chains for stage in own.of_kind(job.kind)}
-        if missing := set(job.keys) - stages.keys():
-            raise ValueError(
-                f"the models, data or code of {job} have changed since it was planned ({', '.join(sorted(missing))} is "
-                "no key of theirs now); nothing was stored, start the sweep again"
-            )
-        return stages, known.listings
-
-    stages, before = look()
+    stages, before = _look(job, execution)
 
     def verify() -> None:
-        _, now = look()
+        _, now = _look(job, execution)
         if replaced := [name for name in before if now.get(name) != before[name]]:
             raise ValueError(
                 f"files of {' and of '.join(replaced)} were replaced or touched while {job} read them; what was made "
@@ -60,4 +57,39 @@ def work(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
 
     missing = [stage for key in job.keys if not intact((stage := stages[key]).path(store))]
     with claimed_at_once(stage.path(store) for stage in missing):
-        obtain(missing, Bench(execution, stopping=stopping, verify=verify))
+        obtain(missing, Bench(execution, stopping=stopping, verify=verify, convene=convene))
+
+
+def assist(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
+    """Makes stages together with the first rank, which stores them.
+
+    Args:
+        job: the stages, of one pass, with the configs that they are part of; what they read is stored.
+        execution: how and where, with a store.
+        stopping: whether the process was asked to stop.
+
+    Raises:
+        ValueError: the models, data or code are not those that were planned with.
+        Interrupted: a rank was asked to stop.
+    """
+    from vlprune.stages.stage import Bench, obtain
+
+    found, _ = _look(job, execution)
+    stages, bench = [found[key] for key in job.keys], Bench(execution, stopping=stopping)
+    stages[0].make(stages, obtain(stages[0].inputs, bench), bench)
+
+
+def _look(job: Job, execution: Execution) -> tuple[dict[str, Stage], dict[str, str]]:
+    """The stages that the configs stand for at present, by key, and what the files they read look like."""
+    from vlprune.pipeline import chain
+    from vlprune.stages.fingerprints import Fingerprints
+
+    known = Fingerprints(skip_broken=execution.skip_broken)
+    chains = [chain(config, known) for config in job.configs]
+    stages = {stage.key: stage for own in chains for stage in own.of_kind(job.kind)}
+    if missing := set(job.keys) - stages.keys():
+        raise ValueError(
+            f"the models, data or code of {job} have changed since it was planned ({', '.join(sorted(missing))} is "
+            "no key of theirs now); nothing was stored, start the sweep again"
+        )
+    return stages, known.listings
