@@ -103,6 +103,9 @@ def _never(*_: object) -> None:
 def follow(words: list[str], monkeypatch) -> None:
     """Follows a command as far as it goes without models and data that are not here."""
     program, *rest = words
+    if program == "accelerate":
+        assert rest[0] == "launch"
+        return follow(["python", *rest[rest.index("-m") :]], monkeypatch)
     if not Path(program).name.startswith("python"):
         known = {"pip": ["install", "-e"], "mv": []}[Path(program).name]
         assert rest[: len(known)] == known

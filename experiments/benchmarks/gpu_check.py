@@ -8,7 +8,6 @@ works.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -18,10 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 from eval import TASKS
@@ -312,12 +313,22 @@ def whole(device: str) -> dict[str, Line]:
     return lines
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Compares what runs on a GPU with the processor, and prints a table.
+
+    Attributes:
+        device: the device to check; cpu tries the script itself.
+        without_sweeps: only compare numbers.
+    """
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    without_sweeps: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--without-sweeps", action="store_true", help="only compare numbers")
-    options = parser.parse_args(arguments)
+    options = tyro.cli(Settings, args=arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("there is no CUDA device here; --device cpu tries the script itself", file=sys.stderr)
         return 2
