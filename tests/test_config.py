@@ -145,5 +145,5 @@ def test_options_are_built_by_their_owner():
 def test_digest_is_stable_and_ignores_order():
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1}) == "855ad49701472507"
     assert digest(RunConfig()) != digest(RunConfig(seed=1))
-    with pytest.raises(TypeError, match="object is not JSON"):
+    with pytest.raises(TypeError, match="is no plain value"):
         digest(object())

@@ -211,15 +211,17 @@ def predicted(data):
     import eval.retrieval
     import eval.vqa
 
-    eval.retrieval.BATCH = eval.captioning.BATCH = eval.vqa.IMAGES = 2
     found = {}
-    for family in FAMILIES:
-        for task in TASKS:
-            model, _ = pruned(family, task)
-            chosen, test = TASKS[task], examples_of(task, data, "test")
-            ready = chosen.prepare(test) if chosen.prepare else None
-            options = chosen.options(**({} if task != "captioning" else {"max_length": 12}))
-            found[family, task] = chosen.predict(model, test, options, ready, compute_together)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((eval.retrieval, "BATCH"), (eval.captioning, "BATCH"), (eval.vqa, "IMAGES")):
+            patch.setattr(module, name, 2)
+        for family in FAMILIES:
+            for task in TASKS:
+                model, _ = pruned(family, task)
+                chosen, test = TASKS[task], examples_of(task, data, "test")
+                ready = chosen.prepare(test) if chosen.prepare else None
+                options = chosen.options(**({} if task != "captioning" else {"max_length": 12}))
+                found[family, task] = chosen.predict(model, test, options, ready, compute_together)
     return found
 
 

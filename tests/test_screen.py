@@ -20,10 +20,11 @@ from vlprune.sweep.options import Options
 from vlprune.sweep.screen import console
 
 if __name__ == "__main__":
+    screen = console()
     from test_recall import CountingPlanner
 
     options = Options(table=Path(sys.argv[1]), results=Path(sys.argv[2]), jobs=1)
-    sys.exit(sweep(options, CountingPlanner(), partial(local_pool, fake_pipeline.work), console()))
+    sys.exit(sweep(options, CountingPlanner(), partial(local_pool, fake_pipeline.work), screen))
 """
 
 

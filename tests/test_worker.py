@@ -43,7 +43,7 @@ def job_in(place):
         task=TaskConfig("retrieval", str(place / "data")),
     )
     key = chain(config, Fingerprints()).record.key
-    return Job("record", (config,), (key,), (), (), key, place / "log.txt", "a run")
+    return Job("record", (config,), (key,), (), (), key, place / "log.txt", "a run", True)
 
 
 def done(results, job):
