@@ -28,8 +28,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("shell", ["python {} >&-", "python {} <&- >&- 2>&-", "(python {}; echo $? >code) | head -1"])
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+GONE = "(python {}; echo $? >code) | head -1"
+
+
+@pytest.mark.parametrize(
+    ("shell", "encoding"),
+    [("python {} >&-", "utf-8"), ("python {} <&- >&- 2>&-", "utf-8"), (GONE, "utf-8"), (GONE, "latin-1")],
+)
 def test_the_display_never_decides_about_the_work(tmp_path, shell, encoding):
     table, results, script = tmp_path / "tåble–1.toml", tmp_path / "results [/x]", tmp_path / "script.py"
     table.write_text(TABLE.format(model="tiny-xvlm"))

@@ -386,7 +386,11 @@ def test_a_sweep_that_cannot_go_on_stops_and_goes_on_when_it_can(tmp_path, table
     code, text = go(options, fake_pipeline.work_on_a_full_disk)
     assert code == 3
     assert "3 runs finished, 1 failed" in text
-    assert re.search(r"^stopped: OSError: .*No space left on device: 'record.json'; .* GiB are free in .*; what is done is stored", text, re.M)
+    assert re.search(
+        r"^stopped: OSError: .*No space left on device: 'record.json'; .* GiB are free in .*; what is done is stored",
+        text,
+        re.M,
+    )
     code, text = go(options, fake_pipeline.work_that_fails_alike)
     assert code == 3
     assert "stopped: the last 7 runs failed alike: RuntimeError: a library is broken" in text  # six of one method
