@@ -12,11 +12,12 @@ from rich.console import Console
 
 def console() -> Console:
     """The console of this process: characters that the terminal lacks are replaced, a reader that is gone is let go."""
-    for number in range(3):  # a descriptor that is closed would be taken by the next file that is opened
+    # A descriptor that is closed would be taken by the next file that is opened, here or in a process that is started.
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     stream = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")
