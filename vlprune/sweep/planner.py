@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +19,6 @@ from vlprune.sweep.plan import SHARED, Artifact, Plan, Run
 from vlprune.sweep.preflight import preflight
 from vlprune.sweep.settings import settings_given
 from vlprune.sweep.table import load_table
-
-logger = logging.getLogger(__name__)
 
 
 class Planner:
