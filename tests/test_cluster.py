@@ -50,10 +50,10 @@ def start(*command: object, log: Path) -> subprocess.Popen:
 
 def end(process: subprocess.Popen) -> None:
     """Kills a process and all that it started."""
-    try:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        return
+    family = []
+    with suppress(psutil.NoSuchProcess):  # also of one that has ended and is not waited for yet
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     for each in family:
         with suppress(psutil.NoSuchProcess):
             each.kill()
