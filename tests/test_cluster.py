@@ -79,8 +79,10 @@ def cluster():
     small = ["--object-store-memory", 80_000_000, "--disable-usage-stats", "--block"]
 
     def machine() -> subprocess.Popen:
-        number = len(machines)
-        machines.append(start(*ray, "--address", address, "--num-cpus", 1, *small, log=root / f"machine{number}.log"))
+        log = root / f"machine{len(machines)}.log"
+        machines.append(start(*ray, "--address", address, "--num-cpus", 1, *small, log=log))
+        # One after the other: machines that share a host choose their ports without looking at each other.
+        wait_for(lambda: "Ray runtime started" in log.read_text(), "the start of a machine", log)
         return machines[-1]
 
     head = ["--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false", "--temp-dir", root / "ray"]
@@ -140,6 +142,26 @@ def test_a_cluster_that_loses_a_machine_and_its_sweep_gives_the_table_of_one_mac
     tables = [root / "tables" / "small.csv" for root in (results, tmp_path / "local")]
     assert tables[0].read_bytes() == tables[1].read_bytes()
     assert not [*results.rglob("*.tmp"), *results.rglob("*.lease")]
+
+
+def test_a_cluster_without_machines_is_waited_for_with_a_word(cluster, dataset, tmp_path):
+    address, machine = cluster
+    save_model(small_model("xvlm"), tmp_path / "model")
+    table = tmp_path / "small.toml"
+    table.write_text(TABLE.format(model=tmp_path / "model"))
+    results, log = tmp_path / "results", tmp_path / "sweep.log"
+    command = [sys.executable, "-m", "vlprune.sweep", table, "--data", dataset, "--methods", "omp", "--tasks", "vqa"]
+    first = machine()
+    sweep = start(*command, "--results", results, "--engine", "ray", "--address", address, log=log)
+    try:
+        wait_for(lambda: done(results), "a run", log)
+        end(first)
+        wait_for(lambda: "no machine of the cluster is left" in log.read_text(), "a word", log)
+        machine()
+        assert sweep.wait(WAIT) == 0, log.read_text()
+    finally:
+        end(sweep)
+    assert len(done(results)) == 3
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path, dataset):

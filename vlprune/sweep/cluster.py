@@ -62,6 +62,7 @@ class ClusterPool:
         self.work, self.execution = work, execution
         self.flag: Any = ray.remote(num_cpus=0)(_Flag).remote()
         self.jobs: dict[Any, tuple[Job, float]] = {}
+        self.deserted = False
 
     def has_room(self) -> bool:
         """Whether a job can be started."""
@@ -85,6 +86,11 @@ class ClusterPool:
     def news(self) -> Iterator[Event]:
         """What happened to the jobs that run; waits a second where nothing has."""
         done, _ = ray.wait(list(self.jobs), num_returns=1, timeout=LOOK)
+        deserted = not done and not ray.cluster_resources().get("CPU")
+        if deserted and not self.deserted:
+            job, _ = next(iter(self.jobs.values()))
+            yield Event("warned", job, message="no machine of the cluster is left; the sweep waits for one")
+        self.deserted = deserted
         for task in done:
             job, began = self.jobs.pop(task)
             seconds = time.monotonic() - began
