@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import fake_pipeline
@@ -12,6 +13,9 @@ from conftest import small_model, write_dataset
 from rich.console import Console
 
 from vlprune.models import save_model
+from vlprune.store.artifacts import Note, written
+from vlprune.store.record import load_records
+from vlprune.store.weights import TEMPORARY, weights_path
 from vlprune.sweep.command import sweep
 from vlprune.sweep.local import local_pool
 from vlprune.sweep.options import Options
@@ -66,6 +70,41 @@ def test_a_finished_sweep_is_printed_without_a_plan(options):
     assert "omp" in second
 
 
+def leave_weights(path, temporary):
+    with written(path, Note(facts={TEMPORARY: temporary})) as half:
+        half.touch()
+
+
+def test_weights_that_a_killed_sweep_left_are_deleted_and_those_that_are_kept_are_not(options):
+    planner = CountingPlanner()
+    go(options, planner)
+    paths = [weights_path(options.results, record) for record in load_records(options.results)]
+    for number, path in enumerate(paths):
+        leave_weights(path, temporary=number > 0)
+    go(options, planner)
+    assert planner.asked == 1
+    assert [path.exists() for path in paths] == [True, False, False]
+
+
+def test_a_sweep_that_goes_on_deletes_the_weights_that_nothing_waits_for(options):
+    planner = Planner()
+    planned, _ = planner.plan(options)
+    go(replace(options, sparsities="0.5"), CountingPlanner())
+    done = planned.records(options.results)
+    for run in planned.runs:
+        leave_weights(options.results / run.tuned.file, temporary=True)
+    files = {run.key: options.results / run.tuned.file for run in planned.runs}
+
+    def look(work, options, execution, planner, most):
+        assert {key for key, path in files.items() if not path.exists()} == done.keys()
+        return local_pool(work, options, execution, planner, most)
+
+    console = Console(file=io.StringIO(), width=160)
+    assert sweep(options, CountingPlanner(), partial(look, fake_pipeline.work), console) == 0
+    assert len(done) == 2
+    assert not any(path.exists() for path in files.values())
+
+
 def rewrite(path):
     path.write_bytes(path.read_bytes())
 
@@ -108,8 +147,6 @@ def test_what_has_changed_since_is_planned_anew(options, change):
 
 
 def test_other_options_are_another_sweep(options):
-    from dataclasses import replace
-
     planner = CountingPlanner()
     go(options, planner)
     assert "2 runs, 2 done" in go(replace(options, sparsities="0.5"), planner)

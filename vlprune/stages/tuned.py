@@ -36,7 +36,7 @@ from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.store.artifacts import note_path
 from vlprune.store.atomic import write_text
 from vlprune.store.lease import say
-from vlprune.store.weights import TEMPORARY
+from vlprune.store.weights import TEMPORARY, tuned_path
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         reads=_reads(config, task, known),
         inputs=() if masks is None else (masks,),
         make=make,
-        file=lambda results, key: results / "cache" / "tuned" / f"{key}.safetensors",
+        file=tuned_path,
         save=save,
         load=load,
         through_file=False,

@@ -7,8 +7,19 @@ from pathlib import Path
 
 from vlprune.execution import KeepWeights
 from vlprune.store.artifacts import read_note, write_note
+from vlprune.store.record import Record
 
 TEMPORARY = "temporary"  # the fact in a note that says that weights were stored for a while only
+
+
+def weights_path(results: Path, record: Record) -> Path:
+    """Where the fine-tuned weights of a run are, or were."""
+    return tuned_path(results, record.stages["tuned"])
+
+
+def tuned_path(results: Path, key: str) -> Path:
+    """Where fine-tuned weights of this key are."""
+    return results / "cache" / "tuned" / f"{key}.safetensors"
 
 
 def settle(path: Path, keep: KeepWeights | None) -> None:

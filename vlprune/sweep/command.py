@@ -19,7 +19,7 @@ from vlprune.reports.tables import summary
 from vlprune.store.manifest import Manifest, write_manifest
 from vlprune.store.record import ERROR, Record, predictions_path, run_directory
 from vlprune.store.verify import verify
-from vlprune.store.weights import settle
+from vlprune.store.weights import settle, weights_path
 from vlprune.sweep.engine import Planner, Pool, Stopped, execute
 from vlprune.sweep.options import Options, parse_shard
 from vlprune.sweep.plan import Plan, Run
@@ -53,6 +53,8 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
     if not (options.status or options.dry_run or options.keep_weights) and (known := recall(options, own)):
         records = known.records(options.results)
         if len(records) == len(known.cells):
+            for record in records:
+                settle(weights_path(options.results, record), None)
             _say(console, f"{known.name}: {len(records)} runs, {len(records)} done")
             return _ended(_print_results(known, records, options.results, console), console)
     planned, files = planner.plan(options)
@@ -72,6 +74,10 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
     if options.dry_run:
         return 0
 
+    # A sweep that was killed may have left weights that nothing waits for any more.
+    awaited = {run.tuned.file for run in missing}
+    for file in {run.tuned.file for run in planned.runs} - awaited:
+        settle(options.results / file, execution.keep_weights)
     left_out = planner.check([run.cell.config for run in pending], skip_broken=options.skip_broken) if pending else []
     manifest = planned.manifest()
     write_manifest(options.results, manifest)
