@@ -20,12 +20,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     text = _read(path)
     if text.lstrip().startswith("["):
-        return objects(path, _parse(path, text))
+        return objects(path, _document(path, text))
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = _parse(line, f"{path}, line {number}")
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
             if not isinstance(row, dict):
@@ -88,9 +88,13 @@ def _name_images(ids: Sequence[Any], names: Sequence[str]) -> bool:
 
 
 def read_document(path: Path) -> Any:
-    """The document of a JSON file; None for JSON lines and what is not JSON."""
+    """The document of a JSON file; None for JSON lines and what is not JSON.
+
+    Raises:
+        ValueError: it is nested deeper, or has a longer whole number, than Python reads.
+    """
     try:
-        return json.loads(_read(path))
+        return _parse(_read(path), str(path))
     except json.JSONDecodeError:
         return None
 
@@ -154,11 +158,23 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path}: not a text file in UTF-8") from None
 
 
-def _parse(path: Path, text: str) -> Any:
+def _document(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
+        return _parse(text, str(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    """What `json.loads` returns, and its JSONDecodeError; what it has no words for is a ValueError with the place."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError(f"{where}: lists and objects are nested too deeply") from None
+    except ValueError:
+        raise ValueError(f"{where}: a whole number has more digits than can be read") from None
 
 
 def objects(path: Path, rows: Any) -> list[dict[str, Any]]:

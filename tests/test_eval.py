@@ -286,6 +286,9 @@ def test_align_takes_ids_of_either_type():
         ('{"a": 1}\n\n[1]\n', "p.jsonl, line 3: wanted a JSON object, found list"),
         ('[{"a": 1},\n 5]', "p.jsonl, entry 2: wanted a JSON object, found int"),
         ('[{"a": 1},\n {]', "p.jsonl, line 2: not JSON"),
+        ('{"a": 1}\n{"a": ' + "[" * 100_000, "p.jsonl, line 2: lists and objects are nested too deeply"),
+        ("[" * 100_000, "p.jsonl: lists and objects are nested too deeply"),
+        ('{"a": ' + "1" * 5000 + "}", "p.jsonl, line 1: a whole number has more digits than can be read"),
     ],
 )
 def test_malformed_lines_are_named(tmp_path, text, message):
@@ -293,6 +296,14 @@ def test_malformed_lines_are_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_rows(path)
+
+
+@pytest.mark.parametrize(("content", "what"), [("[" * 100_000, "nested too deeply"), ("1" * 5000, "more digits")])
+def test_references_that_python_cannot_read_are_one_line(tmp_path, content, what):
+    path = tmp_path / "references.json"
+    path.write_text('{"images": ' + content + "}")
+    with pytest.raises(ValueError, match=f"references.json: .* {what}"):
+        read_references(path, None)
 
 
 def test_file_that_is_not_text_is_an_error(tmp_path):

@@ -328,6 +328,8 @@ def test_settings_of_the_command_line_win_and_multiply(tmp_path, table):
         (("finetuning.lr=,",), "finetuning.lr needs at least one value"),
         (("seed=1,1",), "seed names 1 twice"),
         (("seed=x",), "seed must be a valid integer, got 'x'"),
+        ((f"seed={'1' * 5000}",), "seed must be a valid integer"),
+        ((f"seed={'[' * 5000}",), "seed must be a valid integer"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_anything_runs(tmp_path, table, texts, message):

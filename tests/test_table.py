@@ -99,6 +99,8 @@ def test_data_is_a_directory_for_the_task_and_for_calibration_if_none_is_named(t
         ("[task.vqq]\n", "unknown task 'vqq'; did you mean 'vqa'"),
         ("base = 3\n", "must be a table, got 3"),
         ("x = \n", "not valid TOML"),
+        (f"x = {'1' * 5000}\n", "not valid TOML: a whole number has more digits than can be read"),
+        (f"x = {'[' * 5000}\n", "not valid TOML: lists are nested too deeply"),
         ("", r"at least one \[\[grid\]\]"),
         ("[[grid]]\nmodels = ['tiny-blip']\n", "the list 'methods' is missing"),
         ("[[grid]]\nmodel = ['tiny-blip']\n", "unknown key 'model'; did you mean 'models'"),

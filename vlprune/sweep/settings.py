@@ -35,11 +35,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: no such file, one that cannot be read, or no TOML.
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no table {str(path)!r}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read the table {str(path)!r}: {error.strerror}") from None
@@ -118,6 +117,22 @@ def axes_of(entry: object, where: str) -> dict[str, list]:
     return {axis: list(axes.get(axis, [])) for axis in AXES}
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """The document of a text.
+
+    Raises:
+        ValueError: it is no TOML, is nested too deeply, or has a whole number of more digits than Python reads.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError("lists are nested too deeply") from None
+    except ValueError:
+        raise ValueError("a whole number has more digits than can be read") from None
+
+
 def check_values(name: str, values: Sequence[Any], where: str) -> None:
     """Refuses an empty list of values of a setting, and one that names a value twice."""
     if not values:
@@ -139,16 +154,16 @@ def is_axis(name: str, value: object) -> bool:
 def parse_values(text: str) -> list[Any]:
     """Values separated by commas, written as in TOML; what is no TOML is text."""
     try:
-        return tomllib.loads(f"values = [{text}]")["values"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"values = [{text}]")["values"]
+    except ValueError:
         parts = [part.strip() for part in text.split(",")]
         return [_value(part) for part in parts if part]
 
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
