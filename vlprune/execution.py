@@ -29,7 +29,8 @@ class Execution:
         store: the results directory, which artifacts and records go to; None: artifacts stay in memory and go with the
             process.
         device: torch's name of the device that models run on; None: a CUDA device where there is one, else the CPU.
-        workers: loader processes that read and augment training images (0: the run's own process).
+        workers: loader processes that read and augment training images, and threads that open those of calibration and
+            evaluation ahead (0: the run's own process does, when it needs them).
         memory_limit: bytes of gradient rows (chita, chita++) that stay in memory; more go to disk.
         spill: directory for gradient rows on disk; None: beside the other artifacts of the store, or the system's
             directory for temporary files where there is no store.

@@ -101,6 +101,7 @@ def calibration_batches(
     seed: int,
     first: int = 0,
     skip_broken: bool = False,
+    threads: int = 0,
 ) -> CalibrationBatches | StreamedBatches:
     """Batches `first` to `first + n_batches` of the shuffled training pairs, with regions if the model uses them.
 
@@ -115,13 +116,14 @@ def calibration_batches(
         first: number of the first batch.
         skip_broken: put other pairs in the place of images that are missing or cannot be read, with a warning after
             each walk; the attribute `broken` lists them. Images that are not drawn are not looked at.
+        threads: number of batches whose images are opened at a time, while others are used (0: none); of a stream, one.
     """
     source = find_source(name)
     noted = [] if skip_broken else None
     if (isinstance(source, Hub) or layouts.find_layout(source, "pairs") is None) and tables.streams(source):
         rows, image, captions = tables.stream(source, "train")
         folder = ImageFolder(source.root) if isinstance(source, Directory) else None
-        return StreamedBatches(rows, image, captions, name, folder, n_batches, batch_size, seed, first, noted)
+        return StreamedBatches(rows, image, captions, name, folder, n_batches, batch_size, seed, first, noted, threads)
     examples = _read(source, "pairs", "train", take_fingerprint(source)[:2])
     pairs = examples.data
     if examples.problems:
@@ -131,7 +133,7 @@ def calibration_batches(
         pairs = pairs.select([row for row in range(len(pairs)) if row not in examples.problems])
     if len(pairs) < batch_size:
         raise ValueError(too_few(name, batch_size, len(pairs)))
-    return CalibrationBatches(pairs, name, n_batches, batch_size, seed, first, model.uses_regions, noted)
+    return CalibrationBatches(pairs, name, n_batches, batch_size, seed, first, model.uses_regions, noted, threads)
 
 
 def left_out_of_calibration(name: str, *, n_batches: int, batch_size: int, seed: int) -> list[str]:

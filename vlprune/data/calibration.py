@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +16,7 @@ from huggingface_hub import HfFileSystem
 from PIL.Image import Image
 
 from vlprune.batch import Batch
+from vlprune.data.ahead import ahead
 from vlprune.data.decode import UnreadableImage, open_image
 from vlprune.data.images import ImageFolder, warn_of
 from vlprune.data.tables import texts_of
@@ -47,6 +49,7 @@ class CalibrationBatches:
         regions: whether to draw one region of each image.
         broken: list in which images that cannot be read are noted, other pairs taking their places; None: they are
             errors.
+        threads: number of batches whose images are opened at a time, while others are used; they change nothing.
     """
 
     pairs: Dataset
@@ -57,20 +60,24 @@ class CalibrationBatches:
     first: int
     regions: bool
     broken: list[str] | None = None
+    threads: int = 0
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        per_epoch = max(1, len(self.pairs) // self.batch_size)
-        for number in range(self.first, self.first + self.n_batches):
-            epoch, position = divmod(number, per_epoch)
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
-            rows = order[position * self.batch_size : (position + 1) * self.batch_size]
-            rng = np.random.default_rng([self.seed, epoch, position])
-            yield _batch(list(self._read(rows, [self.seed, epoch, position, 1])), rng, self.regions)
+        numbers = range(self.first, self.first + self.n_batches)
+        yield from ahead((partial(self._drawn, number) for number in numbers), self.threads)
         if self.broken:
             warn_of(self.broken, self.name)
+
+    def _drawn(self, number: int) -> Batch:
+        """The batch of a number in the endless sequence of the seed."""
+        epoch, position = divmod(number, max(1, len(self.pairs) // self.batch_size))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
+        rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+        rng = np.random.default_rng([self.seed, epoch, position])
+        return _batch(list(self._read(rows, [self.seed, epoch, position, 1])), rng, self.regions)
 
     def _read(self, rows: np.ndarray, seed: list[int]) -> Iterator[tuple[Mapping[str, Any], Image]]:
         """The pairs of rows with their pictures; in the place of a broken one another that is not among the rows."""
@@ -111,6 +118,7 @@ class StreamedBatches:
         first: number of the first batch in the endless sequence of the seed.
         broken: list in which images that cannot be read are noted, the next rows taking their places; None: they are
             errors.
+        threads: 0: each batch is read when it is asked for; else the next one is, while another is used.
     """
 
     rows: IterableDataset
@@ -123,11 +131,18 @@ class StreamedBatches:
     seed: int
     first: int
     broken: list[str] | None = None
+    threads: int = 0
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self) -> Iterator[Batch]:
+        batches = self._read()
+        yield from ahead((partial(next, batches) for _ in range(self.n_batches)), min(self.threads, 1))
+        if self.broken:
+            warn_of(self.broken, self.name)
+
+    def _read(self) -> Iterator[Batch]:
         before, rows = self.first * self.batch_size, self._endless()
         next(islice(rows, before, before), None)
         ahead: deque[Mapping[str, Any]] = deque()  # rows that stood in for broken ones and are still to come themselves
@@ -139,8 +154,6 @@ class StreamedBatches:
                 if pair := self._opened(next(spare)):
                     pairs.append(pair)
             yield _batch(pairs, np.random.default_rng([self.seed, number]), with_regions=False)
-        if self.broken:
-            warn_of(self.broken, self.name)
 
     def _endless(self) -> Iterator[Mapping[str, Any]]:
         """The rows of one epoch after another, in each the shards in another order and their rows mixed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -26,17 +27,22 @@ class Kept:
     def __init__(self, limit: int) -> None:
         self._limit, self._size = limit, 0
         self._pictures: OrderedDict[Hashable, Image] = OrderedDict()
+        self._guard = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Image]) -> Image:
         """The picture of a key: the kept one, or what `make` returns. Nobody may change it."""
-        picture = self._pictures.pop(key, None)
+        with self._guard:
+            picture = self._pictures.get(key)
         if picture is None:
-            picture = make()
-            self._size += _bytes(picture)
-        self._pictures[key] = picture  # the last one
-        while self._size > self._limit:
-            _, oldest = self._pictures.popitem(last=False)
-            self._size -= _bytes(oldest)
+            picture = make()  # several threads at a time
+        with self._guard:
+            if key not in self._pictures:
+                self._size += _bytes(picture)
+            self._pictures[key] = picture
+            self._pictures.move_to_end(key)
+            while self._size > self._limit:
+                _, oldest = self._pictures.popitem(last=False)
+                self._size -= _bytes(oldest)
         return picture
 
 

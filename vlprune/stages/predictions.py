@@ -12,6 +12,7 @@ import torch
 from eval import get_task, ranks
 from eval.base import Part
 from vlprune.config import RunConfig, TaskConfig, build, changed
+from vlprune.data.ahead import read_ahead
 from vlprune.execution import Interrupted
 from vlprune.precision import computing_in
 from vlprune.stages.examples import examples, prepared
@@ -64,8 +65,12 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
                 say(f"evaluation, part {number + 2}")
             return [found[number] for number in makes]
 
-        with torch.inference_mode(), computing_in(config.task.precision, bench.device):
-            predictions = task.predict(fine_tuned.model, test, options, ready, keep)
+        with (
+            torch.inference_mode(),
+            computing_in(config.task.precision, bench.device),
+            read_ahead(test, bench.execution.workers) as rows,
+        ):
+            predictions = task.predict(fine_tuned.model, rows, options, ready, keep)
         facts = bench.note(stage.inputs[0]).facts
         return [Made(predictions, {name: facts[name] for name in ("sparsity", "layer_sparsity")})]
 

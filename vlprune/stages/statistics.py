@@ -104,6 +104,7 @@ def draw(
         seed=seed,
         first=first,
         skip_broken=execution.skip_broken,
+        threads=execution.workers,
     )
 
 

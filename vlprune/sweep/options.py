@@ -33,7 +33,8 @@ class Options:
         jobs: runs at once; the number of GPUs, or of cores where there are none, where it is not given.
         engine: where they run: in worker processes of this machine, or on a Ray cluster.
         address: address of the Ray cluster; $RAY_ADDRESS, else this machine alone, where it is not given.
-        loader_workers: processes of each worker that read the training images; they change no numbers.
+        loader_workers: processes of each worker that read the training images, and threads that open those of
+            calibration and evaluation ahead; they change no numbers.
         dry_run: only say what would run and what is done.
         status: only say what is done, who is at work on what, and what failed; also while a sweep runs elsewhere.
         verify: only compare every file of the results directory with what was stored; the table does not count.
