@@ -211,14 +211,15 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _loader(examples: AugmentedExamples, sampler: PassSampler, workers: int) -> DataLoader:
-    if workers:  # new ones in every epoch, which then need not import all that again
+    if workers:  # several runs after another, which then need not import all that again
         multiprocessing.set_forkserver_preload(["vlprune.finetune.augment", "vlprune.finetune.sampler"])
     return DataLoader(
         examples,  # pyright: ignore[reportArgumentType]
         batch_sampler=sampler,
-        generator=sampler.generator,
+        generator=torch.Generator(),  # of seeds for workers, which draw nothing
         collate_fn=list,
         num_workers=workers,
+        persistent_workers=workers > 0,
         # A run has threads, and a fork of it would copy their locks.
         multiprocessing_context="forkserver" if workers else None,
     )

@@ -8,6 +8,7 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Generator
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 
@@ -150,6 +151,8 @@ class Epochs(Iterator[list[Any]]):
             # What the epoch's order is drawn from, before it is drawn.
             self.epoch, self.taken = self.sampler.epoch, self.sampler.skip
             self.order = self.sampler.generator.get_state()
+            # The seed that a loader draws for its workers if it has this generator; orders are those that follow it.
+            torch.empty((), dtype=torch.int64).random_(generator=self.sampler.generator)
             self._passes = iter(self.loader)
             batch = next(self._passes, None)
         self.taken += 1
