@@ -90,13 +90,13 @@ def test_a_sweep_that_goes_on_deletes_the_weights_that_nothing_waits_for(options
     planner = Planner()
     planned, _ = planner.plan(options)
     go(replace(options, sparsities="0.5"), CountingPlanner())
-    done = planned.records(options.results)
+    done = planned.done(options.results)
     for run in planned.runs:
         leave_weights(options.results / run.tuned.file, temporary=True)
     files = {run.key: options.results / run.tuned.file for run in planned.runs}
 
     def look(work, options, execution, planner, most):
-        assert {key for key, path in files.items() if not path.exists()} == done.keys()
+        assert {key for key, path in files.items() if not path.exists()} == done
         return local_pool(work, options, execution, planner, most)
 
     console = Console(file=io.StringIO(), width=160)

@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -144,3 +145,17 @@ def test_a_manifest_comes_back_as_it_was(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"t\.json is no manifest"):
             read_manifest(tmp_path, "t")
+
+
+def test_a_manifest_holds_equal_parts_of_its_records_once_and_says_what_they_say(tmp_path):
+    numbers = {"a": 50.0, "b": 50, "c": True}
+    stored = {key: record(key, metrics=numbers) for key in ("one", "other")}
+    for key, own in stored.items():
+        write(run_directory(tmp_path, key), own)
+    places = [Place("named", "omp", "", 0.75, "retrieval", seed, key) for seed, key in enumerate(stored)]
+    one, other = Manifest("t", {"retrieval": "tr_r1"}, {}, tuple(places)).records(tmp_path)
+    assert one.origins is other.origins
+    assert one.config.task is other.config.task
+    named = replace(stored["other"].config, model=replace(stored["other"].config.model, name="named"))
+    assert other == replace(stored["other"], config=named, layer_sparsity={})
+    assert list(map(type, other.metrics.values())) == [float, int, bool]

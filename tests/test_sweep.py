@@ -353,7 +353,7 @@ def test_the_best_seed_of_each_row_keeps_its_weights(tmp_path, table):
         (tmp_path / run.tuned.file).touch()
     go(options)
     kept = [run for run in planned.runs if (tmp_path / run.tuned.file).exists()]
-    records = planned.records(tmp_path)
+    records = {record.key: record for record in load_records(tmp_path)}
     pruned = [run for run in planned.runs if run.cell.config.pruning.method == "omp"]
     assert [run.cell.config.pruning.method for run in kept] == ["dense", "omp"]
     assert max(pruned, key=lambda run: records[run.key].metrics["accuracy"]) in kept

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vlprune.config import DENSE, ConfigError, validated
+from vlprune.config import DENSE, ConfigError, RunConfig, validated
 from vlprune.store.atomic import write_text
 from vlprune.store.record import Record, read_record, run_directory
 
@@ -65,19 +65,38 @@ class Manifest:
             raise ConfigError("two runs in one place")
 
     def records(self, results: Path) -> list[Record]:
-        """The finished runs of the table, in its order, with the names that the table has for their models."""
-        found = []
+        """The finished runs of the table, in its order, with the names that the table has for their models.
+
+        Without the sparsities of their layers, which no table shows, and with equal parts held once: a table may have
+        ten thousand runs. Nobody may change a part.
+        """
+        found, held = [], dict[Any, Any]()
         for cell in self.cells:
             record = read_record(run_directory(results, cell.key))
             if record is not None:
-                model = replace(record.config.model, name=cell.model)
-                found.append(replace(record, config=replace(record.config, model=model)))
+                config = replace(record.config, model=replace(record.config.model, name=cell.model))
+                parts = {part.name: _once(getattr(config, part.name), held) for part in fields(config)}
+                own = {name: _once(getattr(record, name), held) for name in ("metrics", "floors", "origins", "seconds")}
+                found.append(replace(record, config=RunConfig(**parts), layer_sparsity={}, **own))
         return found
 
     @property
     def variants(self) -> dict[str, str]:
         """{record key: variant}."""
         return {cell.key: cell.variant for cell in self.cells}
+
+
+def _once(value: Any, held: dict[Any, Any]) -> Any:
+    """The value, or an equal one of the same type that is held already; of a dictionary key by key and value by value.
+
+    Args:
+        value: a dictionary, whose values may be dictionaries, or what its `repr` tells from all others.
+        held: what is held, by what tells it apart.
+    """
+    if not isinstance(value, dict):
+        return held.setdefault(value if isinstance(value, str) else (type(value), repr(value)), value)
+    parts = {_once(name, held): _once(part, held) for name, part in value.items()}
+    return held.setdefault(tuple((name, id(part)) for name, part in parts.items()), parts)
 
 
 def manifest_path(results: Path, name: str) -> Path:

@@ -62,7 +62,7 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
         for line in status(planned, options.results):
             _say(console, line)
         return 0
-    done = planned.records(options.results).keys()
+    done = planned.done(options.results)
     missing = [run for run in planned.runs if run.key not in done]
     pending = _chosen(planned, missing, shard, options)
     if options.dry_run:

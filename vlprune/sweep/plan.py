@@ -10,7 +10,7 @@ from pathlib import Path
 from vlprune.config import DENSE
 from vlprune.store.artifacts import read_note
 from vlprune.store.manifest import Manifest, Place
-from vlprune.store.record import LOG, Record, read_record, run_directory
+from vlprune.store.record import LOG, read_record, run_directory
 from vlprune.sweep.cells import Cell, Table
 from vlprune.sweep.job import Job
 
@@ -84,10 +84,9 @@ class Plan:
         """{key of a record: its run}."""
         return {run.key: run for run in self.runs}
 
-    def records(self, results: Path) -> dict[str, Record]:
-        """{key: record} of the runs that are done."""
-        found = ((run.key, read_record(run_directory(results, run.key))) for run in self.runs)
-        return {key: record for key, record in found if record is not None}
+    def done(self, results: Path) -> set[str]:
+        """The keys of the runs that are done."""
+        return {run.key for run in self.runs if read_record(run_directory(results, run.key)) is not None}
 
     def manifest(self) -> Manifest:
         """The manifest of the table."""

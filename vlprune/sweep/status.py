@@ -24,13 +24,13 @@ def status(planned: Plan, results: Path) -> list[str]:
         planned: the table.
         results: the results directory.
     """
-    records = planned.records(results)
-    pending = [run for run in planned.runs if run.key not in records]
+    done = planned.done(results)
+    pending = [run for run in planned.runs if run.key not in done]
     busy = dict(_busy(planned, pending, results))
     broken = [run for run in pending if str(run) not in busy and failed(results, run.key)]
     runs = sum(str(run) in busy for run in pending)
     lines = [
-        f"{planned.table.name}: {len(planned.runs)} runs, {len(records)} done, {runs} running, "
+        f"{planned.table.name}: {len(planned.runs)} runs, {len(done)} done, {runs} running, "
         f"{len(broken)} failed, {len(pending) - runs - len(broken)} to run"
     ]
     lines += [f"running  {name}: {describe(sign)}" for name, sign in busy.items()]
