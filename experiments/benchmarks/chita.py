@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import dense_chita
-import numba
+import numba  # pyright: ignore[reportMissingImports]
 import numba_chita
 import numpy as np
 import torch

@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from vlprune.models import build_model, load_model, save_model
-from vlprune.models.tokenizer import bert_tokenizer
+from vlprune.models.tokenizer import add_blip_tokens, bert_tokenizer
 
 WIDTH = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
 VISION = {**WIDTH, "image_size": 224, "patch_size": 16}
@@ -62,7 +62,9 @@ def make(name: str, directory: Path) -> None:
     """A random model of full size in a directory."""
     torch.manual_seed(0)
     config = MODELS[name]
-    tokenizer = bert_tokenizer(config["family"])
+    tokenizer = bert_tokenizer()
+    if config["family"] == "blip":
+        add_blip_tokens(tokenizer)
     ids = {"pad_token_id": 0, "sep_token_id": 102, "eos_token_id": 102}
     ids["bos_token_id"] = 30522 if config["family"] == "blip" else 101
     save_model(build_model({**config, "text": {**config["text"], **ids}}, tokenizer), directory)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -105,8 +105,10 @@ def gradient_rows(device: str) -> dict[str, Tensor]:
         return {layer: own["grad_rows"].cpu().clone() for layer, own in found.items()}
 
 
-def _trained(device: str, precision: str = "fp32", checkpoint: Checkpoint | None = None) -> dict[str, Tensor]:
-    model, data = load_model(MODEL).to(device), load_pairs(DATA, "train", 64)
+def _trained(
+    device: str, precision: Literal["fp32", "bf16"] = "fp32", checkpoint: Checkpoint | None = None
+) -> dict[str, Tensor]:
+    model, data = load_model(MODEL).to(device), cast(Any, load_pairs(DATA, "train", 64))
     draws = torch.Generator().manual_seed(0)
     kept = Masks({own.name: (torch.rand(own.shape, generator=draws) < 0.5).to(device) for own in model.graph})
     apply_masks(model, kept)
