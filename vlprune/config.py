@@ -359,9 +359,14 @@ def to_plain(value: Any) -> Any:
 
 def changed(config: Any) -> dict[str, Any]:
     """{field: value} of the fields of a config's part that differ from their defaults, options apart."""
-    default = type(config)()
+    default = _default(type(config))
     return {
         f.name: getattr(config, f.name)
         for f in fields(config)
         if f.name != "options" and getattr(config, f.name) != getattr(default, f.name)
     }
+
+
+@cache
+def _default(cls: type) -> Any:
+    return cls()

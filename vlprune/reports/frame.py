@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -62,23 +63,9 @@ def frame(
         defaults: {method: {option: default as text}}, which labels show beside variants that differ from them.
     """
     values = [
-        {
-            "model": record.config.model.name,
-            "method": record.config.pruning.method,
-            "variant": variant_of(record, variants),
-            "sparsity": record.config.pruning.sparsity,
-            "seed": record.config.seed,
-            "task": record.config.task.name,
-            "metric": metric,
-            "value": value,
-            "measured_sparsity": record.sparsity,
-            "seconds": sum(record.seconds.values()),
-            "peak_memory": record.peak_memory,
-            "data": record.config.task.data,
-            "settings": record.stages["settings"],
-            "key": record.key,
-        }
+        {**run, "metric": metric, "value": value}
         for record in records
+        for run in [_run(record, variants)]
         for metric, value in record.metrics.items()
     ]
     long = pd.DataFrame(values, columns=[c for c in COLUMNS if c not in ("dense", "retention", "label")])
@@ -88,6 +75,24 @@ def frame(
     long["retention"] = (long.value / long.dense).where(long.dense != 0)
     long["label"] = _label(long.method, long.variant, defaults)
     return long.reindex(columns=list(COLUMNS))
+
+
+def _run(record: Record, variants: Mapping[str, str] | None) -> dict[str, Any]:
+    """What the rows of a run have in common."""
+    return {
+        "model": record.config.model.name,
+        "method": record.config.pruning.method,
+        "variant": variant_of(record, variants),
+        "sparsity": record.config.pruning.sparsity,
+        "seed": record.config.seed,
+        "task": record.config.task.name,
+        "measured_sparsity": record.sparsity,
+        "seconds": sum(record.seconds.values()),
+        "peak_memory": record.peak_memory,
+        "data": record.config.task.data,
+        "settings": record.stages["settings"],
+        "key": record.key,
+    }
 
 
 def variant_of(record: Record, variants: Mapping[str, str] | None) -> str:

@@ -64,6 +64,24 @@ def intact(path: Path) -> bool:
         raise _unreadable(error) from error
 
 
+def content(path: Path) -> bytes:
+    """The content of an artifact's file, for files that are small.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not the one that its note describes, or its note is missing or damaged.
+    """
+    try:
+        found = path.read_bytes()
+    except PermissionError as error:
+        raise _unreadable(error) from error
+    if (note := read_note(path)) is None:
+        raise ValueError("its note is damaged" if note_path(path).is_file() else "its note is missing")
+    if note.sha256 != hashlib.sha256(found).hexdigest():
+        raise ValueError("it is not the file that its note describes")
+    return found
+
+
 @contextmanager
 def written(path: Path, note: Note) -> Iterator[Path]:
     """A path to write an artifact to, which is stored with its note at the end of the block, in full or not at all.

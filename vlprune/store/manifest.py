@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vlprune.config import DENSE, ConfigError, RunConfig, validated
+from vlprune.config import DENSE, ConfigError, validated
 from vlprune.store.atomic import write_text
 from vlprune.store.record import Record, read_record, run_directory
 
@@ -74,10 +74,9 @@ class Manifest:
         for cell in self.cells:
             record = read_record(run_directory(results, cell.key))
             if record is not None:
-                config = replace(record.config, model=replace(record.config.model, name=cell.model))
-                parts = {part.name: _once(getattr(config, part.name), held) for part in fields(config)}
+                model = _once(replace(record.config.model, name=cell.model), held)
                 own = {name: _once(getattr(record, name), held) for name in ("metrics", "floors", "origins", "seconds")}
-                found.append(replace(record, config=RunConfig(**parts), layer_sparsity={}, **own))
+                found.append(replace(record, config=replace(record.config, model=model), layer_sparsity={}, **own))
         return found
 
     @property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vlprune.config import RunConfig, build, to_plain
-from vlprune.store.artifacts import intact, note_path
+from vlprune.config import PARTS, RunConfig, build, to_plain
+from vlprune.store.artifacts import content
 from vlprune.store.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -84,11 +86,8 @@ def read_record(directory: Path) -> Record | None:
     """The record of a run's directory, or None where the run is not done; a record that cannot be read is no record."""
     path = directory / RECORD
     try:
-        if path.is_file() and not intact(path):
-            there = note_path(path).is_file()
-            raise ValueError("it is not the file that its note describes" if there else "its note is missing")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values["config"] = build(RunConfig, values["config"], "config")
+        values = json.loads(content(path))
+        values["config"] = _config(values["config"])
         record = Record(**values)
         if record.key != directory.name:
             raise ValueError(f"it is the record of run {record.key}")
@@ -101,6 +100,17 @@ def read_record(directory: Path) -> Record | None:
         logger.warning("%s cannot be read and counts as not done: %s", path, error)
         return None
     return record
+
+
+def _config(values: Mapping[str, Any]) -> RunConfig:
+    """The settings that plain values say; parts that are equal in many records are made, and held, once."""
+    parts = {name: _part(name, json.dumps(value)) if name in PARTS else value for name, value in values.items()}
+    return build(RunConfig, parts, "config")
+
+
+@lru_cache(maxsize=1024)
+def _part(name: str, text: str) -> Any:
+    return build(PARTS[name], json.loads(text), f"config: {name}")
 
 
 def load_records(results: Path) -> list[Record]:
