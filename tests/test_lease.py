@@ -11,7 +11,8 @@ import pytest
 
 from vlprune.execution import Interrupted
 from vlprune.store import lease
-from vlprune.store.lease import Busy, claimed, claimed_at_once, holder, lease_path, say
+from vlprune.store.doing import say
+from vlprune.store.lease import Busy, claimed, claimed_at_once, holder, lease_path
 from vlprune.store.place import place
 
 SPAWN = multiprocessing.get_context("spawn")

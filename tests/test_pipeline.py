@@ -1,6 +1,8 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,9 +23,11 @@ from vlprune.config import (
 from vlprune.execution import Execution, Interrupted
 from vlprune.models import build_model, save_model
 from vlprune.pipeline import chain, run
+from vlprune.stages import predictions as stages_predictions
 from vlprune.stages import statistics, tuned
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.stage import Bench, obtain
+from vlprune.store import doing
 from vlprune.store.artifacts import intact, read_note, write_note
 from vlprune.store.record import load_records
 
@@ -308,6 +312,25 @@ def test_an_interrupted_run_goes_on_where_it_was(task, config, execution, finetu
     assert predictions(record, execution) == predictions(whole, replace(execution, store=execution.store / "whole"))
     assert not list(execution.store.glob("cache/tuned/*.checkpoint*"))
     assert not list(execution.store.glob("predictions/*.parts"))
+
+
+def test_a_run_says_at_which_step_it_is_and_how_long_the_rest_takes(config, execution, monkeypatch):
+    said, now = [], SimpleNamespace(monotonic=lambda: 10.0 * len(said))
+    monkeypatch.setattr(doing, "time", now)
+    for module in (statistics, tuned, stages_predictions):
+        monkeypatch.setattr(module, "say_step", lambda *step: doing.say_step(*step) or said.append(doing.doing()))
+    monkeypatch.setattr("eval.captioning.BATCH", 2)
+    run(pruned(of_task(config, "captioning", max_length=8), "multiflow"), execution)
+    assert [re.sub(r"loss \d+\.\d{3}", "loss 1.234", words) for words in said] == [
+        "calibration, batch 1 of 2",
+        "calibration, batch 2 of 2, 0:10 left",
+        "fine-tuning, step 0 of 2",
+        "fine-tuning, step 1 of 2, loss 1.234, 0:10 left",
+        "fine-tuning, step 2 of 2, loss 1.234, 0:00 left",
+        "evaluation, part 1 of 3",
+        "evaluation, part 2 of 3, 0:20 left",
+        "evaluation, part 3 of 3, 0:10 left",
+    ]
 
 
 def test_a_test_split_without_answers_is_predicted_and_not_scored(config, dataset, execution):

@@ -43,7 +43,7 @@ def finetune(
     score: Callable[[], float] | None = None,
     workers: int = 0,
     checkpoint: Checkpoint | None = None,
-    tell: Callable[[int, int, float], None] = lambda *_: None,
+    tell: Callable[[Sequence[float], int], None] = lambda *_: None,
 ) -> list[float]:
     """The loss of every step; trains the model in place.
 
@@ -63,7 +63,8 @@ def finetune(
             score are kept, of equally good ones the first. None keeps the last weights.
         workers: loader processes that read and augment examples; any number gives the same training.
         checkpoint: where the state of training is stored now and then; training goes on from one that is there.
-        tell: called after every step with its number, counted from 1, the number of all steps and its loss.
+        tell: called with the loss of every step so far and the number of all steps, before the first step and after
+            every one.
 
     Raises:
         RuntimeError: a loss that is not finite.
@@ -123,9 +124,10 @@ def finetune(
 
     model.train()
     sparse = KeptSparse(model, masks, layer_of)
+    tell(history, steps)
     for step in range(len(history), steps):
         prepared_optimizer.zero_grad(set_to_none=True)
-        history.append(0.0)
+        total = 0.0
         if ranks.rank():  # dropout of its own, which the first rank's checkpoint need not hold
             torch.manual_seed(seed_of(seed, "rank", step, ranks.rank()))
         for left in reversed(range(sampler.per_step)):
@@ -134,8 +136,8 @@ def finetune(
                 # Averaged over the examples of the step; gradients are averaged over processes.
                 value = prepared(batch, choices) * (len(batch) * accelerator.num_processes / sampler.size)
                 accelerator.backward(value)
-            history[-1] += value.item()
-        history[-1] = sum(ranks.listed(history[-1:])) / ranks.world()
+            total += value.item()
+        history.append(sum(ranks.listed([total])) / ranks.world())
         if not math.isfinite(history[-1]):
             raise RuntimeError(f"the loss is {history[-1]} at fine-tuning step {step}; a smaller lr than {config.lr}?")
         sparse.mask_gradients()
@@ -144,7 +146,7 @@ def finetune(
         prepared_optimizer.step()
         sparse.mask_weights()
         schedule.step()
-        tell(step + 1, steps, history[-1])
+        tell(history, steps)
         if score is not None and (step + 1) % epoch == 0:
             model.eval()
             found = ranks.told(score())

@@ -23,7 +23,7 @@ from vlprune.seeds import VERSION as SEEDS_VERSION
 from vlprune.seeds import seed_of
 from vlprune.stages.fingerprints import Fingerprints, pruner_code
 from vlprune.stages.stage import Bench, Made, Stage
-from vlprune.stages.statistics import calibration_reads, draw, gradient_rows, measure, merged, statistics_stages
+from vlprune.stages.statistics import calibration_reads, draw, gradient_rows, measure, merged, statistics_stages, told
 from vlprune.statistics import STATISTICS
 from vlprune.store.masks import load_masks, save_masks
 
@@ -211,11 +211,13 @@ def searched(
 
 def _searched(model: ModelAdapter, pruner: Pruner, config: RunConfig, sparsity: float, bench: Bench) -> Masks:
     assert pruner.search is not None
-    _, per_step = pruner.search.plan(config.calibration)
+    steps, per_step = pruner.search.plan(config.calibration)
 
     def batches(step: int) -> Iterable[Batch]:
         first = step * per_step
-        return draw(config.calibration, model, config.seed, bench.execution, first=first, n_batches=per_step)
+        drawn = draw(config.calibration, model, config.seed, bench.execution, first=first, n_batches=per_step)
+        # A search of one step may measure on its batches several times, such as for one layer after another.
+        return told(drawn, steps * per_step, first) if steps > 1 else drawn
 
     return searched(
         model,

@@ -19,7 +19,7 @@ from vlprune.stages.examples import examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.stages.tuned import Tuned
-from vlprune.store.lease import say
+from vlprune.store.doing import say, say_step
 from vlprune.store.parts import Parts
 
 PARTS = ".parts"
@@ -53,8 +53,13 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
                 {} if stored is None else {number: stored[number] for number in makes if number in stored}
             )
             missing = [number for number in makes if number not in found]
-            say(f"evaluation, part {(missing or [first])[0] + 1}")
-            for number, values in zip(missing, ranks.in_turns([makes[number] for number in missing]), strict=True):
+            # A task may have further parts after a single one, and parts of one call alone take alike long.
+            of = f" of {first + len(parts)}" if len(parts) > 1 else ""
+            say("evaluation")
+            made = ranks.in_turns([makes[number] for number in missing])
+            for done, number in enumerate(missing):
+                say_step(f"evaluation, part {number + 1}{of}", done, len(missing))
+                values = next(made)
                 found[number] = values
                 if stored is not None:
                     bench.verify()
@@ -62,7 +67,6 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
                     found[number] = stored[number]
                 if any(ranks.listed([bench.stopping()])):  # after a new part, so that every attempt gets on
                     raise Interrupted("evaluation stopped; it goes on from the parts that are stored")
-                say(f"evaluation, part {number + 2}")
             return [found[number] for number in makes]
 
         with (

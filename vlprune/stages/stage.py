@@ -17,8 +17,9 @@ from vlprune.cost import measured
 from vlprune.execution import Execution, never
 from vlprune.models import ModelAdapter, load_model
 from vlprune.store.artifacts import Note, intact, read_note, write_note, written
+from vlprune.store.doing import say
 from vlprune.store.keys import digest
-from vlprune.store.lease import claimed, say
+from vlprune.store.lease import claimed
 from vlprune.store.origin import now, origin
 
 logger = logging.getLogger(__name__)

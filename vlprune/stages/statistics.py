@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vlprune.models import ModelAdapter
 from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.statistics import STATISTICS
+from vlprune.store.doing import say_step
 
 
 def statistics_stages(config: RunConfig, kinds: Collection[str], known: Fingerprints) -> tuple[Stage[Statistics], ...]:
@@ -108,6 +109,19 @@ def draw(
     )
 
 
+def told(batches: Iterable[Batch], total: int, first: int = 0) -> Iterator[Batch]:
+    """The batches; while one is measured on, this process says which one of how many it is.
+
+    Args:
+        batches: some of the batches.
+        total: number of all batches.
+        first: number of the first of these among them, from 0.
+    """
+    for number, batch in enumerate(batches, first):
+        say_step(f"calibration, batch {number + 1} of {total}", number, total)
+        yield batch
+
+
 def gradient_rows(execution: Execution) -> Rows:
     """A new store of gradient rows."""
     return Rows(execution.spill_directory, execution.memory_limit)
@@ -117,7 +131,7 @@ def measure(model: ModelAdapter, config: RunConfig, kinds: Collection[str], exec
     """Statistics of these kinds of a model, on the batches of a config."""
     return collect(
         model,
-        draw(config.calibration, model, config.seed, execution),
+        told(draw(config.calibration, model, config.seed, execution), config.calibration.n_batches),
         set(kinds),
         config.seed,
         alignment=config.calibration.alignment,

@@ -35,7 +35,7 @@ from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_cod
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.store.artifacts import note_path
 from vlprune.store.atomic import write_text
-from vlprune.store.lease import say
+from vlprune.store.doing import say_step
 from vlprune.store.weights import TEMPORARY, tuned_path
 
 logger = logging.getLogger(__name__)
@@ -152,8 +152,9 @@ def _finetune(
 
     logger.info("fine-tuning begins")
 
-    def tell(step: int, steps: int, loss: float) -> None:
-        say(f"fine-tuning, step {step} of {steps}, loss {loss:.3f}")
+    def tell(losses: Sequence[float], steps: int) -> None:
+        loss = f", loss {losses[-1]:.3f}" if losses else ""
+        say_step(f"fine-tuning, step {len(losses)} of {steps}{loss}", len(losses), steps)
 
     return finetune(
         model,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlprune.execution import Interrupted, never
+from vlprune.store.doing import doing
 from vlprune.store.place import ended, place
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,6 @@ class _Held:
 
 
 _held: dict[Path, _Held] = {}
-_doing = ""
 _signs: dict[Path, tuple[Sign, float]] = {}  # what others' leases looked like, and since when, by our own clock
 _guard = threading.Lock()
 _beating: threading.Thread | None = None
@@ -119,12 +119,6 @@ def claimed_at_once(paths: Iterable[Path]) -> Iterator[None]:
 def lease_path(path: Path) -> Path:
     """Where the lease of an artifact is."""
     return path.with_name(f"{path.name}{SUFFIX}")
-
-
-def say(doing: str) -> None:
-    """Has the leases of this process tell others what it does; they hear of it within a few seconds."""
-    global _doing
-    _doing = doing
 
 
 def holder(path: Path) -> Sign | None:
@@ -195,7 +189,7 @@ def _create(lease: Path, token: str) -> bool:
 
 def _text(token: str, since: float) -> str:
     own = {"token": token, "place": place(), "pid": os.getpid(), "host": platform.node()}
-    return json.dumps({**own, "since": since, "doing": _doing}) + "\n"
+    return json.dumps({**own, "since": since, "doing": doing()}) + "\n"
 
 
 def _look(lease: Path) -> Sign | None:
@@ -208,10 +202,10 @@ def _look(lease: Path) -> Sign | None:
     try:
         values = json.loads(text)
         token, where, pid, host = str(values["token"]), str(values["place"]), int(values["pid"]), str(values["host"])
-        since, doing = float(values["since"]), str(values["doing"])
+        since, words = float(values["since"]), str(values["doing"])
     except (ValueError, KeyError, TypeError):  # its holder is writing it, or ended in between
         return Sign("", changed, "somebody", gone=False)
-    return Sign(token, changed, f"process {pid} on {host}", ended(where, pid), since, doing)
+    return Sign(token, changed, f"process {pid} on {host}", ended(where, pid), since, words)
 
 
 def _take_away(lease: Path, sign: Sign) -> None:

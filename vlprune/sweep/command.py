@@ -16,6 +16,7 @@ from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
 from vlprune.reports.origins import mixture
 from vlprune.reports.tables import summary
+from vlprune.store.doing import clock
 from vlprune.store.manifest import Manifest, write_manifest
 from vlprune.store.record import ERROR, Record, predictions_path, run_directory
 from vlprune.store.verify import verify
@@ -23,7 +24,7 @@ from vlprune.store.weights import settle, weights_path
 from vlprune.sweep.engine import Planner, Pool, Stopped, execute
 from vlprune.sweep.options import Options, parse_shard
 from vlprune.sweep.plan import Plan, Run
-from vlprune.sweep.progress import Progress, clock
+from vlprune.sweep.progress import Progress
 from vlprune.sweep.recall import look, recall, remember
 from vlprune.sweep.status import failed, status
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from vlprune.config import DENSE
 from vlprune.reports.grid import MISSING
 from vlprune.reports.tables import metric_name, percent
+from vlprune.store.doing import clock
 from vlprune.store.lease import holder
 from vlprune.store.record import ERROR, read_record, run_directory
 from vlprune.sweep.engine import ELSEWHERE, Event
@@ -25,13 +26,6 @@ from vlprune.sweep.job import Job
 from vlprune.sweep.plan import Plan, Run
 
 Kind = tuple[str, str]  # (model, task), which runs take alike long for
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Bar(Bar):
@@ -159,8 +153,8 @@ class Progress:
         lines = []
         for job, began in list(self.running.values()):
             sign = next(filter(None, (holder(self.results / file) for file in job.files)), None)
-            doing = f"{sign.doing}, " if sign and sign.doing else ""
-            lines.append(f"  {job}: {doing}{clock(time.monotonic() - began)}")
+            doing = f": {sign.doing}" if sign and sign.doing else ""
+            lines.append(f"  {job}{doing} ({clock(time.monotonic() - began)})")
         return lines
 
     def _show_finished(self, event: Event, run: Run) -> None:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlprune.store.doing import clock
 from vlprune.store.lease import STALE, Sign, holder
 from vlprune.store.record import ERROR, run_directory
 from vlprune.sweep.plan import Plan, Run
-from vlprune.sweep.progress import clock
 
 
 def failed(results: Path, key: str) -> bool:
