@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vlprune.config import ConfigError
 
+URL = re.compile(r"[a-z0-9]+://[^/].*|file:///.+")
 KeepWeights = Literal["all", "best", "none"]
 
 
@@ -40,6 +42,8 @@ class Execution:
             the headline metric, or "none", which never writes them. None, the default, keeps them until the predictions
             made with them are stored.
         checkpoint_seconds: time between two checkpoints of fine-tuning, in seconds.
+        remote: URL of an object store, such as "s3://BUCKET/PREFIX", that the store is a mirror of: what is not in the
+            store is looked for there first, and what is made is copied there. None: the store alone.
     """
 
     store: Path | None = Path("results")
@@ -50,6 +54,7 @@ class Execution:
     skip_broken: bool = False
     keep_weights: KeepWeights | None = None
     checkpoint_seconds: float = 180.0
+    remote: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "memory_limit", "checkpoint_seconds"):
@@ -58,6 +63,8 @@ class Execution:
                 raise ConfigError(f"{name} must be finite and at least 0, got {value}")
         if self.workers > 1024:
             raise ConfigError(f"workers, which are processes, must be at most 1024, got {self.workers}")
+        if self.remote is not None and (self.store is None or not URL.fullmatch(self.remote)):
+            raise ConfigError(f"remote must be a URL such as s3://BUCKET/PREFIX beside a store, got {self.remote!r}")
 
     @property
     def spill_directory(self) -> Path | None:

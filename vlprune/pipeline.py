@@ -102,7 +102,7 @@ def run(config: RunConfig, execution: Execution | None = None) -> Record:
     check_metrics(config.task, config.task.test, skip_broken=skip)
     [record] = obtain([stages.record], bench)
     if (store := bench.execution.store) is not None:
-        settle(stages.tuned.path(store), bench.execution.keep_weights)
+        settle(stages.tuned.path(store), bench.execution.keep_weights, bench.remote)
     return record
 
 

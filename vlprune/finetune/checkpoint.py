@@ -15,6 +15,7 @@ import torch
 from eval import ranks
 from vlprune.execution import Interrupted, never
 from vlprune.store.artifacts import Note, intact, written
+from vlprune.store.remote import NOWHERE, Remote, RemoteError
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +30,21 @@ class Checkpoint:
         stopping: whether the process was asked to stop.
         verify: raises an error where the model or the data are not those that training began with; called before the
             state is stored.
+        remote: where the file is as well, for another machine to go on from.
     """
 
     path: Path
     seconds: float
     stopping: Callable[[], bool] = never
     verify: Callable[[], None] = lambda: None
+    remote: Remote = NOWHERE
     _last: float = field(default_factory=time.monotonic)
 
     def read(self) -> dict[str, Any] | None:
-        """The state that was stored last; None where there is none that can be read."""
+        """The state that was stored last, at the remote where it has one; None where there is none that can be read."""
+        if not ranks.rank():
+            self.remote.fetch(self.path)
+        ranks.told(None)  # the others read what the first has fetched
         if not self.path.exists():
             return None
         try:
@@ -64,6 +70,13 @@ class Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with written(self.path, Note()) as half:
                 torch.save(dict(state()), half)
+            self._push()
         self._last = time.monotonic()
         if stopping:
             raise Interrupted(f"fine-tuning stopped; it goes on from {self.path}")
+
+    def _push(self) -> None:
+        try:
+            self.remote.push(self.path)
+        except RemoteError as error:  # training need not wait for it: this machine can go on from its own
+            logger.warning("a checkpoint of fine-tuning is on this machine alone: %s", error)

@@ -16,7 +16,7 @@ from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.stages.tuned import losses_path
 from vlprune.store.atomic import write_text
 from vlprune.store.origin import now, origin
-from vlprune.store.record import RECORD, Record, read_record, record_text, run_directory
+from vlprune.store.record import LOSSES, RECORD, Record, read_record, record_text, run_directory
 
 
 def record_stage(
@@ -59,7 +59,10 @@ def record_stage(
             stages=dict(stages),
         )
         if (store := bench.execution.store) is not None:
-            _copy_losses(losses_path(predictions.inputs[0].path(store)), run_directory(store, stage.key))
+            losses = losses_path(predictions.inputs[0].path(store))
+            if not losses.is_file():
+                bench.remote.fetch_file(losses)
+            _copy_losses(losses, run_directory(store, stage.key))
         return [Made(record)]
 
     reads: dict[str, Any] = {
@@ -80,7 +83,7 @@ def record_stage(
 def _copy_losses(losses: Path, directory: Path) -> None:
     """The losses of fine-tuning in the directory of a run; none where it has no steps."""
     if losses.is_file():
-        write_text(directory / "losses.csv", losses.read_text(encoding="utf-8"))
+        write_text(directory / LOSSES, losses.read_text(encoding="utf-8"))
 
 
 def _save(made: Made[Record], path: Path) -> None:

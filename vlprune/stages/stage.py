@@ -21,6 +21,7 @@ from vlprune.store.doing import say
 from vlprune.store.keys import digest
 from vlprune.store.lease import claimed
 from vlprune.store.origin import now, origin
+from vlprune.store.remote import Remote, remote_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Stage(Generic[T]):
             run see the same values; not for those that are large and exact on disk.
         scratch: suffixes of the files that the maker keeps beside the artifact's, to go on from when it is interrupted;
             they are deleted once the artifact is there.
+        beside: suffixes of the files that the maker leaves beside the artifact's, where it leaves any.
         stored: execution -> whether the artifact is worth a file; one without is made again wherever it is needed.
         runs_model: whether making it runs a model, which a GPU is good for.
         joint: whether all ranks (`eval.ranks`) make it together, where there are several; others the first makes alone.
@@ -74,6 +76,7 @@ class Stage(Generic[T]):
     member: str = ""
     through_file: bool = True
     scratch: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     stored: Callable[[Execution], bool] = lambda _: True
     runs_model: bool = True
     joint: bool = False
@@ -126,6 +129,11 @@ class Bench:
     notes: dict[str, Note] = field(default_factory=dict)
     models: dict[ModelConfig, ModelAdapter] = field(default_factory=dict)
 
+    @cached_property
+    def remote(self) -> Remote:
+        """Where the artifacts of the store are as well."""
+        return remote_of(self.execution)
+
     @property
     def device(self) -> torch.device:
         """The device that models run on."""
@@ -165,25 +173,53 @@ def obtain(stages: Sequence[Stage[T]], bench: Bench) -> list[T]:
     """The artifacts of stages of one kind: loaded, or made and stored first where they are not stored.
 
     Those that can be made in one pass are. Processes that ask for the same artifacts at the same time wait for the one
-    that makes them. A stored file that is not the one its note describes is made again, with a warning.
+    that makes them. A stored file that is not the one its note describes is made again, with a warning. Where there is
+    a remote, all that it has is copied from there instead, and what it lacks is copied there.
 
     Raises:
-        OSError: an artifact cannot be stored, for example on a full disk, or may not be read.
+        OSError: an artifact cannot be stored, for example on a full disk, or may not be read; or the remote fails, and
+            what has been made is stored here.
     """
     store, fresh = bench.execution.store, dict[str, T]()
     if store is None:
         for own in _passes(stage for stage in stages if stage.key not in bench.memory):
             bench.memory |= _make(own, bench)
         return [bench.memory[stage.key] for stage in stages]
-    for own in _passes(stage for stage in stages if not intact(stage.path(store))):
+    for own in _passes(stage for stage in stages if not _settled(stage.path(store), bench.remote)):
         # Whoever holds a lease waits only for those of earlier kinds of stages, so that nobody waits for himself.
         with claimed((stage.path(store) for stage in own), bench.stopping):
-            missing = [stage for stage in own if not intact(stage.path(store))]
+            missing = [stage for stage in own if not _at_hand(stage, store, bench)]
             for stage in missing:
                 if stage.path(store).exists():
                     logger.warning("%s is damaged and is made again", stage.path(store))
             fresh |= _make(missing, bench)
     return [fresh[stage.key] if stage.key in fresh else _loaded(stage, store, bench) for stage in stages]
+
+
+def _settled(path: Path, remote: Remote) -> bool:
+    """Whether an artifact is here, and at the remote too."""
+    return intact(path) and remote.has(path)
+
+
+def _at_hand(stage: Stage, store: Path, bench: Bench) -> bool:
+    """Whether an artifact is here, after it was copied from or to the remote, where one of both had it alone."""
+    path = stage.path(store)
+    if not intact(path):
+        return bench.remote.fetch(path)
+    if not bench.remote.has(path):
+        _push(stage, path, bench.remote)
+    return True
+
+
+def _push(stage: Stage, path: Path, remote: Remote) -> None:
+    """Copies an artifact to the remote, with what its maker left beside it."""
+    for beside in (path.with_suffix(suffix) for suffix in stage.beside):
+        if beside.is_file():
+            remote.push_file(beside)
+    if path.is_file():
+        remote.push(path)
+    for suffix in stage.scratch:
+        remote.remove(path.with_suffix(suffix))
 
 
 def _loaded(stage: Stage[T], store: Path, bench: Bench) -> T:
@@ -233,6 +269,7 @@ def _make(stages: Sequence[Stage[T]], bench: Bench) -> dict[str, T]:
         if store is not None:
             for suffix in stage.scratch:
                 stage.path(store).with_suffix(suffix).unlink(missing_ok=True)
+            _push(stage, stage.path(store), bench.remote)
         if store is None or not stage.through_file:
             fresh[stage.key] = made.value
     return fresh

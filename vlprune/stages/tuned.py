@@ -70,7 +70,9 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         _prepare_for(model, config)
         store = bench.execution.store
         path = None if store is None else stages[0].path(store).with_suffix(CHECKPOINT)
-        checkpoint = path and Checkpoint(path, bench.execution.checkpoint_seconds, bench.stopping, bench.verify)
+        checkpoint = path and Checkpoint(
+            path, bench.execution.checkpoint_seconds, bench.stopping, bench.verify, bench.remote
+        )
         losses = _finetune(model, own, config, bench, checkpoint)
         _check_sparse(model, own)
         if store is not None and not ranks.rank():
@@ -104,6 +106,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         load=load,
         through_file=False,
         scratch=(CHECKPOINT, note_path(Path(CHECKPOINT)).name),
+        beside=(LOSSES,),
         stored=lambda execution: execution.keep_weights != "none",
         joint=True,
     )

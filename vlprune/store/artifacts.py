@@ -44,20 +44,28 @@ def note_path(path: Path) -> Path:
 def read_note(path: Path) -> Note | None:
     """The note of an artifact, which may be there without its file; None where there is none, or a damaged one."""
     try:
-        values = json.loads(note_path(path).read_text(encoding="utf-8"))
-        told = values.pop(OWN)
-        return Note(**values) if told == _digest(values) else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return parse_note(note_path(path).read_bytes())
+    except FileNotFoundError:
         return None
     except PermissionError as error:
         raise _unreadable(error) from error
+
+
+def parse_note(text: bytes) -> Note | None:
+    """The note that the content of a file says; None where it is damaged."""
+    try:
+        values = json.loads(text.decode())
+        told = values.pop(OWN)
+        return Note(**values) if told == _digest(values) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def intact(path: Path) -> bool:
     """Whether the file of an artifact is there and is the one that its note describes."""
     note = read_note(path)
     try:
-        return note is not None and note.sha256 == _sha256(path)
+        return note is not None and describes(note, path)
     except FileNotFoundError:
         return False
     except PermissionError as error:
@@ -80,6 +88,15 @@ def content(path: Path) -> bytes:
     if note.sha256 != hashlib.sha256(found).hexdigest():
         raise ValueError("it is not the file that its note describes")
     return found
+
+
+def describes(note: Note, path: Path) -> bool:
+    """Whether a file is the one of a note.
+
+    Raises:
+        FileNotFoundError: there is no file.
+    """
+    return note.sha256 == _sha256(path)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from vlprune.store.place import ended, place
 
+# What fails every write alike: a disk that is full or may not be written to.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 ABANDONED = 3600.0  # seconds after which a half-written file of another place is taken for abandoned
 _HALF = re.compile(r"\..*\.(?P<place>[0-9a-f]{12}|)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 

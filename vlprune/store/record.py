@@ -16,7 +16,7 @@ from vlprune.store.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
-RECORD, ERROR, LOG = "record.json", "error.txt", "log.txt"
+RECORD, ERROR, LOG, LOSSES = "record.json", "error.txt", "log.txt", "losses.csv"
 
 
 @dataclass(frozen=True)

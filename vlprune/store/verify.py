@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,14 @@ class Verified:
     faults: tuple[str, ...]
 
 
-def verify(results: Path) -> Verified:
+def verify(results: Path, elsewhere: Collection[Path] = ()) -> Verified:
     """Compares every artifact with its note, every note with its key, and every record with its predictions.
 
     Fine-tuned weights that are gone are no fault: they may be deleted on purpose. Nothing is changed.
+
+    Args:
+        results: the results directory.
+        elsewhere: files, as paths below it, that a remote has and that may be missing here.
 
     Raises:
         FileNotFoundError: the directory does not exist.
@@ -45,7 +49,7 @@ def verify(results: Path) -> Verified:
             faults.append(f"{path}: {fault}")
         elif path.is_file():
             good[_kind(path, results)] += 1
-    faults += list(_faults_of_runs(results))
+    faults += list(_faults_of_runs(results, elsewhere))
     return Verified(dict(good), tuple(faults))
 
 
@@ -70,11 +74,13 @@ def _key(path: Path) -> str:
     return path.parent.name if path.name == RECORD else path.name.partition(".")[0]
 
 
-def _faults_of_runs(results: Path) -> Iterator[str]:
+def _faults_of_runs(results: Path, elsewhere: Collection[Path]) -> Iterator[str]:
     for path in sorted((results / "runs").glob(f"*/{RECORD}")):
         if not path.with_name(f"{RECORD}{SUFFIX}").is_file():
             yield f"{path}: its note is missing"
             continue
         record = read_record(path.parent)
-        if record is not None and not predictions_path(results, record).is_file():
-            yield f"{path}: its predictions {predictions_path(results, record)} are gone"
+        if record is None or (said := predictions_path(results, record)).is_file():
+            continue
+        if said.relative_to(results) not in elsewhere:
+            yield f"{path}: its predictions {said} are gone"

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlprune.execution import KeepWeights
-from vlprune.store.artifacts import read_note, write_note
+from vlprune.store.artifacts import Note, note_path, read_note, write_note
 from vlprune.store.record import Record
+from vlprune.store.remote import NOWHERE, Remote
 
 TEMPORARY = "temporary"  # the fact in a note that says that weights were stored for a while only
 
@@ -22,7 +23,7 @@ def tuned_path(results: Path, key: str) -> Path:
     return results / "cache" / "tuned" / f"{key}.safetensors"
 
 
-def settle(path: Path, keep: KeepWeights | None) -> None:
+def settle(path: Path, keep: KeepWeights | None, remote: Remote = NOWHERE) -> None:
     """Deletes fine-tuned weights that were stored only until the predictions made with them are.
 
     Weights that are to be kept are marked instead, as those that an earlier sweep stored for a while may be.
@@ -30,10 +31,23 @@ def settle(path: Path, keep: KeepWeights | None) -> None:
     Args:
         path: the file of the weights.
         keep: which weights stay, as `Execution.keep_weights` says it.
+        remote: where they are deleted or marked as well.
     """
-    if not path.exists() or (note := read_note(path)) is None or not note.facts.get(TEMPORARY):
-        return
-    if keep in (None, "none"):
-        path.unlink(missing_ok=True)
-    else:
-        write_note(path, replace(note, facts={**note.facts, TEMPORARY: False}), note.sha256)
+    note = read_note(path) if path.exists() else None
+    if note is not None and note.facts.get(TEMPORARY):
+        if keep in (None, "none"):
+            path.unlink(missing_ok=True)
+        else:
+            _mark(path, note)
+    note = remote.note(path)
+    if note is not None and note.facts.get(TEMPORARY):
+        if keep in (None, "none"):
+            remote.remove(path)
+        else:
+            _mark(path, note)
+            remote.push_file(note_path(path))
+
+
+def _mark(path: Path, note: Note) -> None:
+    """Says in the note of weights that they are to be kept."""
+    write_note(path, replace(note, facts={**note.facts, TEMPORARY: False}), note.sha256)

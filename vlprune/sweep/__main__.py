@@ -66,7 +66,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         if options.verify:
-            code = verified(options.results, console())
+            code = verified(options.execution, console())
         else:
             with PlannerAside() as planner:
                 code = sweep(options, planner, partial(_engine(options), work), console())

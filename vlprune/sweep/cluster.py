@@ -14,6 +14,9 @@ from typing import Any
 
 from vlprune.config import ConfigError
 from vlprune.execution import Execution
+from vlprune.store.artifacts import intact
+from vlprune.store.record import ERROR, run_directory
+from vlprune.store.remote import NOWHERE, remote_of
 from vlprune.sweep.engine import Event, Planner
 from vlprune.sweep.job import Job
 from vlprune.sweep.options import Options
@@ -38,14 +41,15 @@ def cluster_pool(work: Work, options: Options, execution: Execution, _planner: P
 
 
 class ClusterPool:
-    """Tasks of a Ray cluster, all of which see one results directory.
+    """Tasks of a Ray cluster, all of which see one results directory, or each machine its own mirror of one remote.
 
     Every machine has this version of the project installed. A job that runs a model gets a GPU where the cluster has
     any, others a core. Ray is asked for no more jobs at once than it can run.
 
     Args:
         work: does a job.
-        execution: how and where, with a store that every machine sees under this path.
+        execution: how and where, with a store that every machine sees under this path, or has its own under this path
+            where there is a remote.
         address: of the cluster, as `ray.init` takes it; None: $RAY_ADDRESS, else this machine alone.
         most: the most jobs at once, of as many as the cluster has GPUs, or cores where it has none.
     """
@@ -104,12 +108,37 @@ class ClusterPool:
                 continue
             for warning in warnings:
                 yield Event("warned", job, seconds, warning)
-            if kind == "fatal":
-                yield Event("failed", job, seconds, message, fatal=True)
+            if kind == "finished":
+                yield self._finished(job, seconds)
+            elif kind in ("failed", "fatal"):
+                self._fetch_why(job)
+                yield Event("failed", job, seconds, message, fatal=kind == "fatal")
             elif kind == "broken":
                 yield Event("retried", job, seconds, message)
             else:
                 yield Event(kind, job, seconds, message)
+
+    def _finished(self, job: Job, seconds: float) -> Event:
+        """The end of a job, whose record is fetched where it was made on a machine of another mirror."""
+        store, remote = self.execution.store, remote_of(self.execution)
+        assert store is not None
+        message, fatal = "", False
+        if job.is_run and remote is not NOWHERE:
+            try:
+                if not all(intact(store / file) or remote.fetch(store / file) for file in job.files):
+                    message = "its record is not at the remote"
+                (run_directory(store, job.name) / ERROR).unlink(missing_ok=True)
+            except OSError as error:
+                message, fatal = str(error), True
+        return Event("failed" if message else "finished", job, seconds, message, fatal)
+
+    def _fetch_why(self, job: Job) -> None:
+        """Fetches what a job that failed on a machine of another mirror has written, if that can be done."""
+        store, remote = self.execution.store, remote_of(self.execution)
+        assert store is not None
+        with suppress(OSError):
+            for path in (store / job.log, *([run_directory(store, job.name) / ERROR] if job.is_run else [])):
+                remote.fetch_file(path)
 
     def close(self) -> None:
         """Asks the jobs to store where they are and to stop, and waits until they have."""

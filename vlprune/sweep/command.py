@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
-from pathlib import Path
 
 from rich.console import Console
 
@@ -17,11 +16,13 @@ from vlprune.reports.grid import terminal
 from vlprune.reports.origins import mixture
 from vlprune.reports.tables import summary
 from vlprune.store.doing import clock
-from vlprune.store.manifest import Manifest, write_manifest
+from vlprune.store.manifest import Manifest, manifest_path, write_manifest
 from vlprune.store.record import ERROR, Record, predictions_path, run_directory
+from vlprune.store.remote import RemoteError, remote_of
 from vlprune.store.verify import verify
 from vlprune.store.weights import settle, weights_path
 from vlprune.sweep.engine import Planner, Pool, Stopped, execute
+from vlprune.sweep.mirror import Mirror
 from vlprune.sweep.options import Options, parse_shard
 from vlprune.sweep.plan import Plan, Run
 from vlprune.sweep.progress import Progress
@@ -46,19 +47,25 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
 
     Raises:
         ConfigError: the table or an option is wrong, or a model or data cannot be loaded; nothing ran.
+        RemoteError: the remote fails before anything ran.
         KeyboardInterrupt: Ctrl-C; the workers are gone, finished runs are stored.
     """
     _check(options)
     execution, shard = options.execution, parse_shard(options.shard)
-    own = look(options)
+    remote = remote_of(execution)
+    if not (options.status or options.dry_run):
+        remote.check()
+    mirror, own = Mirror(options.results, remote), look(options)
     if not (options.status or options.dry_run or options.keep_weights) and (known := recall(options, own)):
+        mirror.fetch_runs(known.variants)
         records = known.records(options.results)
         if len(records) == len(known.cells):
-            for record in records:
-                settle(weights_path(options.results, record), None)
+            mirror.push_runs(known.variants)
+            mirror.settle((weights_path(options.results, record) for record in records), None)
             _say(console, f"{known.name}: {len(records)} runs, {len(records)} done")
-            return _ended(_print_results(known, records, options.results, console), console)
+            return _ended(_print_results(known, records, mirror, console), console)
     planned, files = planner.plan(options)
+    mirror.fetch_runs(planned.by_key)
     if options.status:
         for line in status(planned, options.results):
             _say(console, line)
@@ -77,18 +84,25 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
 
     # A sweep that was killed may have left weights that nothing waits for any more.
     awaited = {run.tuned.file for run in missing}
-    for file in {run.tuned.file for run in planned.runs} - awaited:
-        settle(options.results / file, execution.keep_weights)
+    left = {run.tuned.file for run in planned.runs} - awaited
+    mirror.settle((options.results / file for file in left), execution.keep_weights)
     left_out = planner.check([run.cell.config for run in pending], skip_broken=options.skip_broken) if pending else []
     manifest = planned.manifest()
     write_manifest(options.results, manifest)
     remember(options, own, files, manifest)
-    errors, stopped = _run(planned, pending, options, execution, planner, new_pool, console) if pending else ({}, "")
-    records = manifest.records(options.results)
-    if options.keep_weights == "best":
-        _keep_best(planned, records, options.results)
-    fault = _print_results(manifest, records, options.results, console)
-    if options.keep_weights == "all" and (gone := _without_weights(planned, records, options.results)):
+    mirror.push_runs(planned.by_key)
+    mirror.push(options.results / artifact.file for run in pending for artifact in run.artifacts)
+    errors, stopped = _run(planned, pending, options, planner, new_pool, mirror, console) if pending else ({}, "")
+    try:
+        mirror = Mirror(options.results, remote)
+        mirror.fetch_runs(planned.by_key)  # what others have done meanwhile
+        records = manifest.records(options.results)
+        if options.keep_weights == "best":
+            _keep_best(planned, records, mirror)
+    except RemoteError as error:
+        stopped, records = stopped or str(error), manifest.records(options.results)
+    fault = _print_results(manifest, records, mirror, console)
+    if options.keep_weights == "all" and (gone := _without_weights(planned, records, mirror)):
         _say(
             console,
             f"the fine-tuned weights of {gone} runs that were finished before are gone; they are not trained again",
@@ -104,9 +118,11 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
     return _ended(stopped or fault, console) or (1 if errors else 0)
 
 
-def verified(results: Path, console: Console) -> int:
+def verified(execution: Execution, console: Console) -> int:
     """Prints what is wrong in a results directory; the exit code is 1 where anything is."""
-    found = verify(results)
+    results = execution.store
+    assert results is not None
+    found = verify(results, remote_of(execution).listing() or ())
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(found.intact.items())) or "no files"
     _say(console, f"{results}: {counts} are as they were stored")
     for fault in found.faults:
@@ -150,18 +166,19 @@ def _run(
     planned: Plan,
     pending: Collection[Run],
     options: Options,
-    execution: Execution,
     planner: Planner,
     new_pool: NewPool,
+    mirror: Mirror,
     console: Console,
 ) -> tuple[dict[str, str], str]:
     """{key: why the run failed}, and why the sweep stopped before its end, "" where it did not."""
+    execution = options.execution
     pool = new_pool(options, execution, planner, len(pending))
     errors: dict[str, str] = {}
     done, stopped = 0, ""
     began = time.monotonic()
     waiting = Counter(run.tuned.key for run in pending)
-    jobs = planned.jobs(pending, options.results)
+    jobs = planned.jobs(pending, options.results, mirror.is_stored)
     try:
         with (
             Progress(planned, pending, options.results, pool.n_workers, console) as progress,
@@ -178,14 +195,14 @@ def _run(
                     continue
                 done += 1
                 if not waiting[run.tuned.key]:
-                    settle(options.results / run.tuned.file, execution.keep_weights)
-    except Stopped as stop:
+                    settle(options.results / run.tuned.file, execution.keep_weights, mirror.remote)
+    except (Stopped, RemoteError) as stop:
         stopped = str(stop)
     _say(console, f"{done} runs finished, {len(errors)} failed, in {clock(time.monotonic() - began)}")
     return errors, stopped
 
 
-def _keep_best(planned: Plan, records: Iterable[Record], results: Path) -> None:
+def _keep_best(planned: Plan, records: Iterable[Record], mirror: Mirror) -> None:
     """Deletes the fine-tuned weights of every run but the best seed of each row and task, by the headline metric."""
     best: dict[tuple, tuple[float, int, Run]] = {}
     for record in records:
@@ -199,17 +216,18 @@ def _keep_best(planned: Plan, records: Iterable[Record], results: Path) -> None:
     # Several rows may be evaluations of the same weights.
     kept = {run.tuned.file for _, _, run in best.values()}
     for file in {run.tuned.file for run in planned.runs} - kept:
-        (results / file).unlink(missing_ok=True)
+        mirror.remove(mirror.results / file)
 
 
-def _without_weights(planned: Plan, records: Iterable[Record], results: Path) -> int:
+def _without_weights(planned: Plan, records: Iterable[Record], mirror: Mirror) -> int:
     """The number of finished runs whose fine-tuned weights are not there."""
-    return sum(not (results / planned.by_key[record.key].tuned.file).exists() for record in records)
+    paths = (mirror.results / planned.by_key[record.key].tuned.file for record in records)
+    return sum(not path.exists() and not mirror.has(path) for path in paths)
 
 
-def _print_results(manifest: Manifest, records: Sequence[Record], results: Path, console: Console) -> str:
+def _print_results(manifest: Manifest, records: Sequence[Record], mirror: Mirror, console: Console) -> str:
     """Prints and stores the table of the finished runs; why it could not be stored, "" where it could."""
-    scored = [record for record in records if record.metrics]
+    results, scored = mirror.results, [record for record in records if record.metrics]
     places = {place.key: place for place in manifest.cells}
     for record in records:
         if not record.metrics:
@@ -227,6 +245,7 @@ def _print_results(manifest: Manifest, records: Sequence[Record], results: Path,
     from vlprune.reports.publish import publish  # its figures take seconds to import, which nobody need wait for
 
     try:
+        mirror.fetch_masks(scored)
         paths = publish(
             manifest.name,
             scored,
@@ -236,6 +255,8 @@ def _print_results(manifest: Manifest, records: Sequence[Record], results: Path,
             variants=manifest.variants,
             defaults=manifest.defaults,
         )
+        for path in (*paths, manifest_path(results, manifest.name)):
+            mirror.remote.push_file(path)
     except OSError as error:
         _say(console, f"the table cannot be written: {error}", style="red")
         return str(error)

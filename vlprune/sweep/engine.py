@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,21 +10,20 @@ from typing import Literal, Protocol
 
 from vlprune.config import RunConfig
 from vlprune.execution import Execution
-from vlprune.store.artifacts import intact, read_note
+from vlprune.store.artifacts import intact
 from vlprune.store.identity import Identity
 from vlprune.store.lease import holder
 from vlprune.store.record import LOG, run_directory, write_error
+from vlprune.store.remote import NOWHERE, Remote, remote_of
 from vlprune.sweep.job import Job
 from vlprune.sweep.options import Options
-from vlprune.sweep.plan import Plan
+from vlprune.sweep.plan import Plan, is_stored
 from vlprune.sweep.queue import Queue
 
 ATTEMPTS = 2
 ELSEWHERE = "made by another sweep"
 WAIT = 1.0  # seconds until a job is looked at again that somebody else is at work on
 ALIKE = 5  # runs in a row that fail with one message, after which a sweep stops
-# What fails every run alike: a disk that is full or may not be written to.
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True)
@@ -144,15 +142,16 @@ def execute(jobs: Sequence[Job], pool: Pool, execution: Execution) -> Generator[
     Raises:
         Stopped: the disk is full or may not be written to, or runs of several methods failed alike one after another;
             the workers have stored where they were.
+        RemoteError: the remote fails; so have they.
     """
     assert execution.store is not None
-    queue, streak = Queue(jobs), _Streak()
+    queue, streak, remote = Queue(jobs), _Streak(), remote_of(execution)
     attempts: dict[str, int] = {}
     told: set[str] = set()  # jobs that somebody else was found at work on
     try:
         while queue or pool.busy():
             while pool.has_room() and (job := queue.take()):
-                if _made(job, execution.store):
+                if _made(job, execution.store, remote):
                     queue.finish(job)
                     yield Event("finished", job, message=ELSEWHERE)
                 elif others := _others(job, execution.store):
@@ -174,7 +173,7 @@ def execute(jobs: Sequence[Job], pool: Pool, execution: Execution) -> Generator[
                         queue.put_back(job)
                     else:
                         message = f"{event.message}, {ATTEMPTS} times; its output is in {LOG}"
-                        event = replace(event, kind="failed", message=store_error(message, job, execution.store))
+                        event = replace(event, kind="failed", message=store_error(message, job, execution))
                 elif event.kind in ("waiting", "lost"):  # somebody else was quicker, or it is no fault of the job's
                     attempts[job.name] -= 1
                     queue.put_back(job, WAIT)
@@ -185,17 +184,17 @@ def execute(jobs: Sequence[Job], pool: Pool, execution: Execution) -> Generator[
                 elif event.kind == "failed":
                     for other in queue.give_up(job):
                         message = f"its {job.kind} failed: {event.message}"
-                        yield Event("failed", other, message=store_error(message, other, execution.store))
+                        yield Event("failed", other, message=store_error(message, other, execution))
     finally:
         pool.close()
 
 
-def _made(job: Job, store: Path) -> bool:
-    """Whether all that a job makes is there."""
+def _made(job: Job, store: Path, remote: Remote) -> bool:
+    """Whether all that a job makes is where all workers find it; the record of a run is here then."""
     files = [store / file for file in job.files]
     if job.is_run:
-        return all(map(intact, files))
-    return all(file.is_file() and read_note(file) is not None for file in files)
+        return all(remote.has(file) if intact(file) else remote.fetch(file) for file in files)
+    return all(map(is_stored if remote is NOWHERE else remote.has, files))
 
 
 def _others(job: Job, store: Path) -> str:
@@ -204,12 +203,15 @@ def _others(job: Job, store: Path) -> str:
     return next((sign.holder for sign in signs if sign is not None), "")
 
 
-def store_error(message: str, job: Job, store: Path, details: str = "") -> str:
+def store_error(message: str, job: Job, execution: Execution, details: str = "") -> str:
     """Stores why a run failed; the message, with a note where not even that could be written."""
     if not job.is_run:
         return message
+    assert execution.store is not None
+    directory = run_directory(execution.store, job.name)
     try:
-        write_error(run_directory(store, job.name), f"{message}\n\n{job}\n{job.configs[0]}\n\n{details}")
+        path = write_error(directory, f"{message}\n\n{job}\n{job.configs[0]}\n\n{details}")
+        remote_of(execution).push_file(path)
     except OSError as error:
         return f"{message} (and error.txt could not be written: {error})"
     return message

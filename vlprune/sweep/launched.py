@@ -117,8 +117,7 @@ class Team(Worker):
 
     def _stored(self, message: str) -> str:
         assert self.job is not None
-        assert self.execution.store is not None
-        return store_error(message, self.job, self.execution.store)
+        return store_error(message, self.job, self.execution)
 
     def news(self) -> Event | None:
         """What has happened to the job; None where nothing has. Where it failed, all processes are ended."""

@@ -46,6 +46,8 @@ class Options:
         keep_weights: which fine-tuned weights stay in the results directory: all, of the seeds of each row the best, or
             none; where it is not given, until the predictions made with them are stored.
         checkpoint_seconds: time between two checkpoints of fine-tuning, from which it goes on after a kill.
+        remote: URL of an object store, such as s3://BUCKET/PREFIX, that the results directory is a mirror of; for
+            machines that share no file system.
     """
 
     table: Annotated[Path | None, tyro.conf.Positional] = None
@@ -72,6 +74,7 @@ class Options:
     spill: Path | None = None
     keep_weights: KeepWeights | None = None
     checkpoint_seconds: float = Execution.checkpoint_seconds
+    remote: str | None = None
 
     @property
     def execution(self) -> Execution:
@@ -88,6 +91,7 @@ class Options:
             skip_broken=self.skip_broken,
             keep_weights=self.keep_weights,
             checkpoint_seconds=self.checkpoint_seconds,
+            remote=self.remote,
         )
 
 

@@ -17,6 +17,11 @@ from vlprune.sweep.job import Job
 SHARED = ("statistics", "masks", "tuned")  # kinds of artifacts that several runs can have in common, in their order
 
 
+def is_stored(path: Path) -> bool:
+    """Whether an artifact is there, as far as can be told without reading it."""
+    return path.is_file() and read_note(path) is not None
+
+
 @dataclass(frozen=True)
 class Artifact:
     """What a plan knows of a stage and its artifact.
@@ -94,18 +99,23 @@ class Plan:
         headlines, defaults = dict(self.table.headlines), {m: dict(own) for m, own in self.table.defaults.items()}
         return Manifest(self.table.name, headlines, defaults, tuple(places))
 
-    def jobs(self, pending: Collection[Run], results: Path) -> list[Job]:
+    def jobs(self, pending: Collection[Run], results: Path, stored: Callable[[Path], bool] = is_stored) -> list[Job]:
         """The jobs for these runs, in the order that completes the first rows of the table early.
 
         What several of them share and is not stored yet (statistics, masks, fine-tuned weights) is a job of its own;
         what one run needs alone is part of its job.
+
+        Args:
+            pending: the runs.
+            results: the results directory.
+            stored: whether an artifact is where all workers find it; in the results directory, where it is not given.
         """
         asked = set(pending)
         pending = [run for run in self.runs if run in asked]
         shared: dict[str, Job] = {}
         needed: dict[Run, list[str]] = {run: [] for run in pending}
         for kind in SHARED:
-            for name, readers in _passes(pending, kind, results).items():
+            for name, readers in _passes(pending, kind, results, stored).items():
                 if len(readers) == 1:
                     continue
                 configs = {artifact.key: run.cell.config for run, found in readers.items() for artifact in found}
@@ -159,16 +169,17 @@ def schedule(runs: Iterable[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: (run.cell.config.pruning.method != DENSE, *(place(run.cell) for place in axes)))
 
 
-def _passes(pending: Iterable[Run], kind: str, results: Path) -> dict[str, dict[Run, list[Artifact]]]:
+def _passes(
+    pending: Iterable[Run], kind: str, results: Path, stored: Callable[[Path], bool]
+) -> dict[str, dict[Run, list[Artifact]]]:
     """{pass: {run: the artifacts that it reads of it}} of the artifacts that are not stored."""
-    stored: dict[Path, bool] = {}
+    there: dict[Path, bool] = {}
     found: dict[str, dict[Run, list[Artifact]]] = {}
     for run in pending:
         for artifact in run.of_kind(kind):
-            if artifact.file not in stored:
-                path = results / artifact.file
-                stored[artifact.file] = path.is_file() and read_note(path) is not None
-            if not stored[artifact.file]:
+            if artifact.file not in there:
+                there[artifact.file] = stored(results / artifact.file)
+            if not there[artifact.file]:
                 found.setdefault(artifact.together, {}).setdefault(run, []).append(artifact)
     return found
 

@@ -21,10 +21,12 @@ from typing import Any
 import psutil
 
 from vlprune.execution import Execution, Interrupted
+from vlprune.store.atomic import DISK
 from vlprune.store.lease import Busy
-from vlprune.store.record import ERROR, run_directory
+from vlprune.store.record import ERROR, LOSSES, run_directory
+from vlprune.store.remote import RemoteError, remote_of
 from vlprune.sweep.device import device_is_broken
-from vlprune.sweep.engine import DISK, Event, store_error
+from vlprune.sweep.engine import Event, store_error
 from vlprune.sweep.job import Job
 
 # (job, how and where, whether the process was asked to stop) -> None, importable by name.
@@ -257,10 +259,21 @@ def attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], b
 
     The output of this process goes to the log of the job from now on.
     """
+    try:
+        return _attempt(job, work, execution, stopping)
+    finally:
+        _push_log(job, execution)
+
+
+def _attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], bool]) -> tuple[str, str]:
     assert execution.store is not None
+    error_file = run_directory(execution.store, job.name) / ERROR
     try:
         _redirect_output(execution.store / job.log)
         work(job, execution, stopping)
+        if job.is_run:
+            error_file.unlink(missing_ok=True)
+            remote_of(execution).remove(error_file)
     except Busy as other:
         return "waiting", str(other)
     except Interrupted as stop:
@@ -271,8 +284,18 @@ def attempt(job: Job, work: Work, execution: Execution, stopping: Callable[[], b
         traceback.print_exc()
         if device_is_broken(error):
             return "broken", message
-        kind = "fatal" if isinstance(error, OSError) and error.errno in DISK else "failed"
-        return kind, store_error(message, job, execution.store, traceback.format_exc())
-    if job.is_run:
-        (run_directory(execution.store, job.name) / ERROR).unlink(missing_ok=True)
+        fatal = isinstance(error, RemoteError) or (isinstance(error, OSError) and error.errno in DISK)
+        return "fatal" if fatal else "failed", store_error(message, job, execution, traceback.format_exc())
     return "finished", ""
+
+
+def _push_log(job: Job, execution: Execution) -> None:
+    """Copies what a job has written for people to the remote, if that can be done."""
+    assert execution.store is not None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = execution.store / job.log
+    with suppress(OSError):
+        for path in (log, log.with_name(LOSSES)):
+            if path.is_file():
+                remote_of(execution).push_file(path)

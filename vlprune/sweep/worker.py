@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vlprune.execution import Execution
@@ -55,9 +55,16 @@ def work(
                 "meanwhile was not stored, start the sweep again"
             )
 
-    missing = [stage for key in job.keys if not intact((stage := stages[key]).path(store))]
+    bench = Bench(execution, stopping=stopping, verify=verify, convene=convene)
+    wanted = [stages[key] for key in job.keys]
+    missing = [stage for stage in wanted if not intact(stage.path(store))]
     with claimed_at_once(stage.path(store) for stage in missing):
-        obtain(missing, Bench(execution, stopping=stopping, verify=verify, convene=convene))
+        obtain(missing, bench)
+    for stage in set(wanted) - set(missing):
+        bench.remote.push(stage.path(store))  # whoever gave the job could not have it
+    if execution.remote is not None:
+        for path in {tuned.path(store) for stage in wanted for tuned in _tuned(stage)}:
+            path.unlink(missing_ok=True)  # the largest artifact, which is at the remote for whoever needs it next
 
 
 def assist(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None:
@@ -77,6 +84,14 @@ def assist(job: Job, execution: Execution, stopping: Callable[[], bool]) -> None
     found, _ = _look(job, execution)
     stages, bench = [found[key] for key in job.keys], Bench(execution, stopping=stopping)
     stages[0].make(stages, obtain(stages[0].inputs, bench), bench)
+
+
+def _tuned(stage: Stage) -> Iterator[Stage]:
+    """The stage of fine-tuned weights among a stage and those that it is made from; none before fine-tuning."""
+    if stage.kind == "tuned":
+        yield stage
+    elif stage.kind in ("predictions", "record"):
+        yield from _tuned(stage.inputs[0])
 
 
 def _look(job: Job, execution: Execution) -> tuple[dict[str, Stage], dict[str, str]]:
