@@ -333,6 +333,17 @@ def test_a_run_says_at_which_step_it_is_and_how_long_the_rest_takes(config, exec
     ]
 
 
+def test_the_losses_of_a_training_that_fails_are_stored_as_far_as_it_came(config, execution, caplog):
+    caplog.set_level("INFO", "vlprune")
+    own = replace(config, finetuning=replace(config.finetuning, steps=30, lr=1e30, clip=0.0))
+    with pytest.raises(RuntimeError, match="not finite"):
+        run(own, execution)
+    [path] = execution.store.glob("cache/tuned/*.losses.csv")
+    rows = [row.split(",") for row in path.read_text().splitlines()]
+    assert [(step, rate) for step, _, rate in rows] == [("step", "lr"), ("1", "0"), ("2", "3.33333e+29")]
+    assert f"the losses of 2 steps are in {path}" in caplog.text
+
+
 def test_a_test_split_without_answers_is_predicted_and_not_scored(config, dataset, execution):
     (dataset / "test_annotations.json").unlink()
     record = run(of_task(config, "vqa"), execution)

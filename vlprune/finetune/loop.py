@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 VERSION = 2
 FUSED = frozenset({"cpu", "cuda"})  # types of devices on which AdamW is one kernel
 Loss = Callable[[nn.Module, Sequence[Mapping[str, Any]], Generator], Tensor]
+# (the loss of every step so far, the number of all steps) -> None.
+Tell = Callable[[Sequence[float], int], None]
 
 
 def finetune(
@@ -43,7 +45,7 @@ def finetune(
     score: Callable[[], float] | None = None,
     workers: int = 0,
     checkpoint: Checkpoint | None = None,
-    tell: Callable[[Sequence[float], int], None] = lambda *_: None,
+    tell: Tell = lambda *_: None,
 ) -> list[float]:
     """The loss of every step; trains the model in place.
 
@@ -63,8 +65,7 @@ def finetune(
             score are kept, of equally good ones the first. None keeps the last weights.
         workers: loader processes that read and augment examples; any number gives the same training.
         checkpoint: where the state of training is stored now and then; training goes on from one that is there.
-        tell: called with the loss of every step so far and the number of all steps, before the first step and after
-            every one.
+        tell: called before the first step, and in every one as soon as its loss is known.
 
     Raises:
         RuntimeError: a loss that is not finite.
@@ -138,6 +139,7 @@ def finetune(
                 accelerator.backward(value)
             total += value.item()
         history.append(sum(ranks.listed([total])) / ranks.world())
+        tell(history, steps)
         if not math.isfinite(history[-1]):
             raise RuntimeError(f"the loss is {history[-1]} at fine-tuning step {step}; a smaller lr than {config.lr}?")
         sparse.mask_gradients()
@@ -146,7 +148,6 @@ def finetune(
         prepared_optimizer.step()
         sparse.mask_weights()
         schedule.step()
-        tell(history, steps)
         if score is not None and (step + 1) % epoch == 0:
             model.eval()
             found = ranks.told(score())

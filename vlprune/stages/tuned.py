@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,12 @@ from datasets import Dataset
 
 from eval import get_task, ranks
 from eval.base import Task, compute_together
-from vlprune.config import FinetuningConfig, RunConfig, TaskConfig, build, changed
+from vlprune.config import RunConfig, TaskConfig, build, changed
 from vlprune.finetune.augment import VERSION as AUGMENT_VERSION
 from vlprune.finetune.augment import PaperAugmentation
 from vlprune.finetune.checkpoint import Checkpoint
 from vlprune.finetune.loop import VERSION as FINETUNE_VERSION
-from vlprune.finetune.loop import finetune, learning_rates
+from vlprune.finetune.loop import Tell, finetune, learning_rates
 from vlprune.finetune.sampler import Augment, CaptionExamples, Example, not_augmented
 from vlprune.finetune.sparse import masked_parameters
 from vlprune.finetune.weights import load_sparse, save_sparse
@@ -73,10 +74,9 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         checkpoint = path and Checkpoint(
             path, bench.execution.checkpoint_seconds, bench.stopping, bench.verify, bench.remote
         )
-        losses = _finetune(model, own, config, bench, checkpoint)
+        with _losses_stored(None if store is None else losses_path(stages[0].path(store)), config) as tell:
+            _finetune(model, own, config, bench, checkpoint, tell)
         _check_sparse(model, own)
-        if store is not None and not ranks.rank():
-            _store_losses(losses_path(stages[0].path(store)), losses, config.finetuning)
         facts = {
             TEMPORARY: bench.execution.keep_weights is None,
             "sparsity": zeros_of(model),
@@ -117,10 +117,30 @@ def losses_path(path: Path) -> Path:
     return path.with_suffix(LOSSES)
 
 
-def _store_losses(path: Path, losses: Sequence[float], config: FinetuningConfig) -> None:
-    rates = learning_rates(config, len(losses))
-    rows = [f"{step},{loss:.6g},{rate:.6g}\n" for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1)]
-    write_text(path, "step,loss,lr\n" + "".join(rows))
+@contextmanager
+def _losses_stored(path: Path | None, config: RunConfig) -> Iterator[Tell]:
+    """Yields what fine-tuning tells its losses; they are stored at the end, also at that of training that fails.
+
+    Args:
+        path: the file; None: they are not stored.
+        config: the settings of the run.
+    """
+    losses: Sequence[float] = ()
+    rates: list[float] = []
+
+    def tell(found: Sequence[float], steps: int) -> None:
+        nonlocal losses, rates
+        losses, rates = found, rates or learning_rates(config.finetuning, steps)
+        loss = f", loss {found[-1]:.3f}" if found else ""
+        say_step(f"fine-tuning, step {len(found)} of {steps}{loss}", len(found), steps)
+
+    try:
+        yield tell
+    finally:
+        if losses and path is not None and not ranks.rank():
+            rows = [f"{step},{loss:.6g},{rate:.6g}\n" for step, (loss, rate) in enumerate(zip(losses, rates), 1)]
+            write_text(path, "step,loss,lr\n" + "".join(rows))
+            logger.info("the losses of %d steps are in %s", len(losses), path)
 
 
 def _prepare_for(model: ModelAdapter, config: RunConfig) -> None:
@@ -141,25 +161,20 @@ def _check_sparse(model: ModelAdapter, masks: Masks) -> None:
 
 
 def _finetune(
-    model: ModelAdapter, masks: Masks, config: RunConfig, bench: Bench, checkpoint: Checkpoint | None
-) -> list[float]:
-    """Trains the model in place and returns the loss of every step."""
+    model: ModelAdapter, masks: Masks, config: RunConfig, bench: Bench, checkpoint: Checkpoint | None, tell: Tell
+) -> None:
+    """Trains the model in place."""
     task, skip = get_task(config.task.name), bench.execution.skip_broken
     if config.finetuning.steps == 0:
         model.eval()
-        return []
+        return
     train = examples(config.task, config.task.train, skip_broken=skip)
     best = config.finetuning.select == "best"
     val = examples(config.task, "val", skip_broken=skip) if best else None
     ready = prepared(config.task, skip_broken=skip) if best else None
 
     logger.info("fine-tuning begins")
-
-    def tell(losses: Sequence[float], steps: int) -> None:
-        loss = f", loss {losses[-1]:.3f}" if losses else ""
-        say_step(f"fine-tuning, step {len(losses)} of {steps}{loss}", len(losses), steps)
-
-    return finetune(
+    finetune(
         model,
         masks,
         model.layer_of,
