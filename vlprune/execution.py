@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from vlprune.config import ConfigError
+from vlprune.config import ConfigError, unknown
 
 URL = re.compile(r"[a-z0-9]+://[^/].*|file:///.+")
 KeepWeights = Literal["all", "best", "none"]
+TRACKERS = ("tensorboard", "wandb")  # and the packages that they are
 
 
 class Interrupted(Exception):
@@ -44,6 +46,7 @@ class Execution:
         checkpoint_seconds: time between two checkpoints of fine-tuning, in seconds.
         remote: URL of an object store, such as "s3://BUCKET/PREFIX", that the store is a mirror of: what is not in the
             store is looked for there first, and what is made is copied there. None: the store alone.
+        track: names of TRACKERS that show losses and metrics.
     """
 
     store: Path | None = Path("results")
@@ -55,6 +58,7 @@ class Execution:
     keep_weights: KeepWeights | None = None
     checkpoint_seconds: float = 180.0
     remote: str | None = None
+    track: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("workers", "memory_limit", "checkpoint_seconds"):
@@ -65,6 +69,15 @@ class Execution:
             raise ConfigError(f"workers, which are processes, must be at most 1024, got {self.workers}")
         if self.remote is not None and (self.store is None or not URL.fullmatch(self.remote)):
             raise ConfigError(f"remote must be a URL such as s3://BUCKET/PREFIX beside a store, got {self.remote!r}")
+
+        for name in self.track:
+            if name not in TRACKERS:
+                raise ConfigError(unknown("tracker", name, TRACKERS))
+            # A directory of that name, such as wandb makes, is found as well, without a file that it comes from.
+            if (package := find_spec(name)) is None or package.origin is None:
+                raise ConfigError(f"tracking with {name} needs {name}: pip install 'vlprune[track]'")
+            if self.store is None:
+                raise ConfigError(f"tracking with {name} needs a store")
 
     @property
     def spill_directory(self) -> Path | None:

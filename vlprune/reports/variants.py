@@ -58,6 +58,13 @@ def label(method: str, variant: str) -> str:
     return f"{method} {variant}".rstrip()
 
 
+def title(config: RunConfig, label: str) -> str:
+    """What people call a run whose method and variant have this label: "tiny-blip chita++@75% lam=0.1 vqa seed 0"."""
+    method, space, settings = label.partition(" ")
+    at = "" if method == DENSE else f"@{100 * config.pruning.sparsity:g}%"
+    return f"{config.model.name} {method}{at}{space}{settings} {config.task.name} seed {config.seed}"
+
+
 def labels(pairs: Iterable[tuple[str, str]], defaults: Defaults = NO_DEFAULTS) -> dict[tuple[str, str], str]:
     """{(method, variant): how a table with these pairs calls it}, the variants of a method one after another.
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from eval import get_task
 from vlprune.config import RunConfig
+from vlprune.reports.variants import setting
 from vlprune.stages.examples import columns, examples, floors
 from vlprune.stages.fingerprints import Fingerprints, score_code
 from vlprune.stages.predictions import Predictions
 from vlprune.stages.stage import Bench, Made, Stage
+from vlprune.stages.tracking import Trackers
 from vlprune.stages.tuned import losses_path
 from vlprune.store.atomic import write_text
 from vlprune.store.origin import now, origin
@@ -58,11 +61,15 @@ def record_stage(
             origins={**note.origins, "record": origin(started, bench.device_name)},
             stages=dict(stages),
         )
+        [tuned] = predictions.inputs
         if (store := bench.execution.store) is not None:
-            losses = losses_path(predictions.inputs[0].path(store))
+            losses = losses_path(tuned.path(store))
             if not losses.is_file():
                 bench.remote.fetch_file(losses)
-            _copy_losses(losses, run_directory(store, stage.key))
+            steps = _copy_losses(losses, run_directory(store, stage.key))
+            with closing(Trackers(config, tuned.key, bench, goes_on=None)) as trackers:
+                test = " ".join(["test", *(setting(*option) for option in config.task.options.items())])
+                trackers.metrics({f"{test}/{name}": value for name, value in record.metrics.items()}, steps)
         return [Made(record)]
 
     reads: dict[str, Any] = {
@@ -80,10 +87,13 @@ def record_stage(
     )
 
 
-def _copy_losses(losses: Path, directory: Path) -> None:
-    """The losses of fine-tuning in the directory of a run; none where it has no steps."""
-    if losses.is_file():
-        write_text(directory / LOSSES, losses.read_text(encoding="utf-8"))
+def _copy_losses(losses: Path, directory: Path) -> int:
+    """The number of steps of fine-tuning, whose losses are copied to the directory of a run; none where it has none."""
+    if not losses.is_file():
+        return 0
+    text = losses.read_text(encoding="utf-8")
+    write_text(directory / LOSSES, text)
+    return text.count("\n") - 1
 
 
 def _save(made: Made[Record], path: Path) -> None:

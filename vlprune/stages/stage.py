@@ -115,6 +115,7 @@ class Bench:
         memory: {key: artifact}, where there is no store.
         notes: {key: note} of the same.
         models: pretrained models that were loaded, as they were loaded.
+        lost: trackers that failed, which are not asked again.
         stopping: whether the process was asked to stop.
         verify: raises an error where what the names in a config stand for has changed since the keys were made; called
             before anything is stored, checkpoints and parts too.
@@ -128,6 +129,7 @@ class Bench:
     memory: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
     models: dict[ModelConfig, ModelAdapter] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
 
     @cached_property
     def remote(self) -> Remote:

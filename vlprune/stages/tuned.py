@@ -34,6 +34,7 @@ from vlprune.seeds import VERSION as SEEDS_VERSION
 from vlprune.stages.examples import columns, examples, prepared
 from vlprune.stages.fingerprints import Fingerprints, prediction_code, score_code, training_code
 from vlprune.stages.stage import Bench, Made, Stage
+from vlprune.stages.tracking import Trackers
 from vlprune.store.artifacts import note_path
 from vlprune.store.atomic import write_text
 from vlprune.store.doing import say_step
@@ -74,7 +75,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         checkpoint = path and Checkpoint(
             path, bench.execution.checkpoint_seconds, bench.stopping, bench.verify, bench.remote
         )
-        with _losses_stored(None if store is None else losses_path(stages[0].path(store)), config) as tell:
+        with _followed(config, stages[0], bench) as tell:
             _finetune(model, own, config, bench, checkpoint, tell)
         _check_sparse(model, own)
         facts = {
@@ -118,26 +119,33 @@ def losses_path(path: Path) -> Path:
 
 
 @contextmanager
-def _losses_stored(path: Path | None, config: RunConfig) -> Iterator[Tell]:
-    """Yields what fine-tuning tells its losses; they are stored at the end, also at that of training that fails.
+def _followed(config: RunConfig, stage: Stage[Tuned], bench: Bench) -> Iterator[Tell]:
+    """Yields what fine-tuning tells its losses, which are said and tracked.
 
-    Args:
-        path: the file; None: they are not stored.
-        config: the settings of the run.
+    They are stored in the end, also in that of training that fails.
     """
     losses: Sequence[float] = ()
     rates: list[float] = []
+    trackers: Trackers | None = None
 
     def tell(found: Sequence[float], steps: int) -> None:
-        nonlocal losses, rates
-        losses, rates = found, rates or learning_rates(config.finetuning, steps)
-        loss = f", loss {found[-1]:.3f}" if found else ""
-        say_step(f"fine-tuning, step {len(found)} of {steps}{loss}", len(found), steps)
+        nonlocal losses, rates, trackers
+        losses, step = found, len(found)
+        if trackers is None:  # before the first step
+            rates = learning_rates(config.finetuning, steps)
+            trackers = Trackers(config, stage.key, bench, goes_on=step + 1)
+        else:
+            trackers.step({"training/loss": losses[-1], "training/lr": rates[step - 1]}, step)
+        loss = f", loss {losses[-1]:.3f}" if losses else ""
+        say_step(f"fine-tuning, step {step} of {steps}{loss}", step, steps)
 
     try:
         yield tell
     finally:
-        if losses and path is not None and not ranks.rank():
+        if trackers is not None:
+            trackers.close()
+        if losses and (store := bench.execution.store) is not None and not ranks.rank():
+            path = losses_path(stage.path(store))
             rows = [f"{step},{loss:.6g},{rate:.6g}\n" for step, (loss, rate) in enumerate(zip(losses, rates), 1)]
             write_text(path, "step,loss,lr\n" + "".join(rows))
             logger.info("the losses of %d steps are in %s", len(losses), path)

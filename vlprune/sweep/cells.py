@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vlprune.config import DENSE, RunConfig
+from vlprune.config import RunConfig
+from vlprune.reports.variants import title
 
 Place = tuple[str, str, str, float, str, int]
 
@@ -38,9 +39,7 @@ class Cell:
         return *self.row, self.config.task.name, self.config.seed
 
     def __str__(self) -> str:
-        method, space, settings = self.label.partition(" ")
-        at = "" if method == DENSE else f"@{100 * self.config.pruning.sparsity:g}%"
-        return f"{self.config.model.name} {method}{at}{space}{settings} {self.config.task.name} seed {self.config.seed}"
+        return title(self.config, self.label)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class Options:
         checkpoint_seconds: time between two checkpoints of fine-tuning, from which it goes on after a kill.
         remote: URL of an object store, such as s3://BUCKET/PREFIX, that the results directory is a mirror of; for
             machines that share no file system.
+        track: where losses and metrics are shown, too: tensorboard, wandb.
     """
 
     table: Annotated[Path | None, tyro.conf.Positional] = None
@@ -75,13 +76,14 @@ class Options:
     keep_weights: KeepWeights | None = None
     checkpoint_seconds: float = Execution.checkpoint_seconds
     remote: str | None = None
+    track: str | None = None
 
     @property
     def execution(self) -> Execution:
         """How and where the runs are made.
 
         Raises:
-            ConfigError: a number that is not finite or below 0.
+            ConfigError: a number that is not finite or below 0; a tracker that is not known or not installed.
         """
         return Execution(
             store=self.results,
@@ -92,6 +94,7 @@ class Options:
             keep_weights=self.keep_weights,
             checkpoint_seconds=self.checkpoint_seconds,
             remote=self.remote,
+            track=tuple(part.strip() for part in (self.track or "").split(",") if part.strip()),
         )
 
 
