@@ -12,8 +12,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import apart
 import psutil
 import pytest
+from apart import MACHINE
 from conftest import small_model
 
 from vlprune.models import save_model
@@ -36,14 +38,14 @@ tasks = ["retrieval", "vqa"]
 WAIT = 300.0  # seconds, for machines that are busy
 
 
-def start(*command: object, log: Path) -> subprocess.Popen:
+def start(*command: object, log: Path, **environment: str) -> subprocess.Popen:
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with log.open("w") as file:
         return subprocess.Popen(
             list(map(str, command)),
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**own, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**own, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **environment},
             start_new_session=True,
         )
 
@@ -69,7 +71,7 @@ def wait_for(condition, what: str, log: Path) -> None:
 
 @pytest.fixture
 def cluster():
-    """(address, a function that starts another machine of one core) of a cluster whose head does no work."""
+    """(address, a function that starts a machine of one core, given variables) of a cluster whose head does no work."""
     # Sockets of the cluster have long names, and paths of sockets are short.
     root = Path(tempfile.mkdtemp(prefix="vlp", dir="/tmp"))
     with socket.socket() as probe:
@@ -78,9 +80,9 @@ def cluster():
     ray, address, machines = [sys.executable, "-m", "ray.scripts.scripts", "start"], f"127.0.0.1:{port}", []
     small = ["--object-store-memory", 80_000_000, "--disable-usage-stats", "--block"]
 
-    def machine() -> subprocess.Popen:
+    def machine(**environment: str) -> subprocess.Popen:
         log = root / f"machine{len(machines)}.log"
-        machines.append(start(*ray, "--address", address, "--num-cpus", 1, *small, log=log))
+        machines.append(start(*ray, "--address", address, "--num-cpus", 1, *small, log=log, **environment))
         # One after the other: machines that share a host choose their ports without looking at each other.
         wait_for(lambda: "Ray runtime started" in log.read_text(), "the start of a machine", log)
         return machines[-1]
@@ -174,3 +176,31 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, dataset):
     assert process.wait(WAIT) == 2
     [line] = [line for line in log.read_text().splitlines() if line.startswith("error:")]
     assert "no Ray cluster at '127.0.0.1:1'" in line
+
+
+def test_machines_that_share_a_remote_alone_give_the_table_of_one_machine(cluster, dataset, tmp_path):
+    """One is killed; what it had made is taken from the remote, which is a directory that no sweep works in."""
+    address, machine = cluster
+    save_model(small_model("xvlm"), tmp_path / "model")
+    table = tmp_path / "small.toml"
+    table.write_text(TABLE.format(model=tmp_path / "model").replace('"retrieval", "vqa"', '"vqa"'))
+    remote, mirror, log = tmp_path / "remote", tmp_path / "mirror", tmp_path / "sweep.log"
+    sweep = [table, "--data", dataset, "--results"]
+    far = [mirror, "--engine", "ray", "--address", address, "--remote", f"file://{remote}"]
+    lost, _ = (machine(**{MACHINE: str(tmp_path / name)}) for name in ("one", "two"))
+    driver = start(sys.executable, apart.__file__, *sweep, *far, log=log)
+    try:
+        wait_for(lambda: len(done(mirror)) >= 2, "two runs", log)
+        end(lost)
+        assert driver.wait(WAIT) == 0, log.read_text()
+    finally:
+        end(driver)
+    here = start(sys.executable, "-m", "vlprune.sweep", *sweep, tmp_path / "local", "--jobs", 2, log=log)
+    assert here.wait(WAIT) == 0, log.read_text()
+    assert numbers(mirror) == numbers(remote) == numbers(tmp_path / "local")
+    tables = [root / "tables" / "small.csv" for root in (mirror, remote, tmp_path / "local")]
+    assert len({path.read_bytes() for path in tables}) == 1
+    assert all(done(tmp_path / name) for name in ("one", "two"))
+    assert not list(mirror.glob("predictions/*"))
+    for root in (remote, tmp_path / "two", mirror):
+        assert not list(root.glob("cache/tuned/*.safetensors"))

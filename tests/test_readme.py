@@ -88,7 +88,7 @@ def parse(options: type, words: list[str]):
 
 def dry_sweep(words: list[str]) -> None:
     """Plans a sweep of the embedded models in full; of other models it reads the table with the given settings."""
-    options = replace(parse(Options, words), dry_run=True)
+    options = replace(parse(Options, words), dry_run=True, remote=None)
     given, _ = settings_given(options)
     data = None if options.data is None else str(options.data.resolve())
     table = load_table(options.table or quickstart(), given, data, options.limit)

@@ -1,24 +1,15 @@
-"""Results at a remote: what is copied when, what is never accepted, and sweeps of machines that share nothing else."""
+"""A remote: what is copied when, and what is never accepted."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import fsspec
 import pytest
 import torch
-from conftest import small_model, write_dataset
 from test_artifacts import never, stage
-from test_end_to_end import numbers
 
 from vlprune.config import ConfigError
 from vlprune.execution import Execution, Interrupted
 from vlprune.finetune.checkpoint import Checkpoint
-from vlprune.models import save_model
 from vlprune.stages.stage import Bench, Made, obtain
 from vlprune.store.artifacts import Note, intact, note_path, read_note, written
 from vlprune.store.remote import NOWHERE, ObjectStore, RemoteError, remote_of
@@ -243,136 +234,3 @@ def test_without_a_remote_nothing_is_copied(tmp_path):
     assert remote.listing() is None
     assert remote.has(tmp_path / "file")
     assert not remote.fetch(tmp_path / "file")
-
-
-TABLE = """
-[base.calibration]
-n_batches = 2
-batch_size = 4
-[base.finetuning]
-steps = {steps}
-batch_size = 4
-[[grid]]
-models = ["{model}"]
-methods = ["multiflow", "omp"]
-sparsities = [0.75]
-tasks = ["retrieval", "vqa"]
-"""
-BUCKET = "s3://bucket/x"
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """The environment of processes that use a server of S3 which has one bucket, and the client of a test."""
-    pytest.importorskip("moto", reason="moto stands for S3: pip install 'moto[server]'")
-    boto3 = pytest.importorskip("boto3", reason="moto comes with boto3")
-    pytest.importorskip("s3fs", reason="s3fs is an extra: pip install 'vlprune[s3]'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
-    client = boto3.client(
-        "s3", endpoint_url=url, aws_access_key_id="any", aws_secret_access_key="any", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="bucket")
-    try:
-        yield SimpleNamespace(environment={"AWS_ENDPOINT_URL": url, **keys}, client=client)
-    finally:
-        client.close()
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A directory with a table, its model and its data."""
-    root = tmp_path_factory.mktemp("work")
-    save_model(small_model("xvlm"), root / "model")
-    (root / "small.toml").write_text(TABLE.format(model=root / "model", steps=3))
-    write_dataset(root / "data")
-    return root
-
-
-def arguments(work, results, *more):
-    words = [work / "small.toml", "--data", work / "data", "--results", results, "--jobs", 2, *more]
-    return list(map(str, words))
-
-
-def start(s3, work, results, *more, module=("-m", "vlprune.sweep"), **environment):
-    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    return subprocess.Popen(
-        [sys.executable, *module, *arguments(work, results, *more)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**own, "OMP_NUM_THREADS": "1", **s3.environment, **environment},
-        start_new_session=True,
-    )
-
-
-def swept(s3, work, results, *more, code=0, **options):
-    process = start(s3, work, results, *more, **options)
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == code, text
-    assert "Traceback" not in text
-    return text
-
-
-def stored(s3, bucket="bucket"):
-    """{name: content} of all objects."""
-    found = s3.client.list_objects_v2(Bucket=bucket).get("Contents", [])
-    return {each["Key"]: s3.client.get_object(Bucket=bucket, Key=each["Key"])["Body"].read() for each in found}
-
-
-@pytest.fixture(scope="module")
-def first(s3, work, tmp_path_factory):
-    """The mirror of a first machine, whose sweep is over, and what it printed."""
-    results = tmp_path_factory.mktemp("first")
-    return SimpleNamespace(results=results, text=swept(s3, work, results, "--remote", BUCKET))
-
-
-def tables(results):
-    paths = sorted((results / "tables").iterdir())
-    return {path.name: path.read_bytes() for path in paths if path.suffix in (".csv", ".md")}
-
-
-def test_a_machine_with_an_empty_mirror_prints_the_same_table_and_runs_nothing(s3, work, first, tmp_path):
-    assert "6 runs finished, 0 failed" in first.text
-    text = swept(s3, work, tmp_path / "second", "--remote", BUCKET)
-    assert "small: 6 runs, 6 done" in text
-    assert "finished" not in text
-    assert tables(tmp_path / "second") == tables(first.results)
-    assert "small_overlap.csv" in tables(first.results)
-    assert numbers(tmp_path / "second") == numbers(first.results)
-    again = swept(s3, work, tmp_path / "second", "--remote", BUCKET)
-    assert again.split("R mean")[1:] == text.split("R mean")[1:]
-    for more in ((), ("--remote", BUCKET)):
-        assert "are as they were stored" in swept(
-            s3, work, tmp_path / "second", "--verify", *more, code=0 if more else 1
-        )
-    report = [sys.executable, "-m", "vlprune.report", "small", "--results", str(tmp_path / "second")]
-    done = subprocess.run(report, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "multiflow" in done.stdout
-
-
-def test_the_remote_is_a_results_directory_without_weights_and_checkpoints(s3, first):
-    names = {Path(name).relative_to("x") for name in stored(s3)}
-    here = {path.relative_to(first.results) for path in first.results.rglob("*") if path.is_file()}
-    assert {path for path in here - names if path.parts[:2] != ("cache", "plans")} == set()
-    assert names - here == set()
-    assert not [path for path in names if path.suffix in (".checkpoint", ".lease", ".tmp", ".parts")]
-    assert not [path for path in names if path.parts[:2] == ("cache", "tuned") and path.suffix == ".safetensors"]
-    for name in ("log.txt", "losses.csv", "record.json", "record.json.note"):
-        assert sum(path.name == name for path in names) == 6
-    assert Path("manifests/small.json") in names
-    assert Path("tables/small.md") in names

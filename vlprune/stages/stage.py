@@ -187,7 +187,7 @@ def obtain(stages: Sequence[Stage[T]], bench: Bench) -> list[T]:
         for own in _passes(stage for stage in stages if stage.key not in bench.memory):
             bench.memory |= _make(own, bench)
         return [bench.memory[stage.key] for stage in stages]
-    for own in _passes(stage for stage in stages if not _settled(stage.path(store), bench.remote)):
+    for own in _passes(stage for stage in stages if not _everywhere(stage.path(store), bench.remote)):
         # Whoever holds a lease waits only for those of earlier kinds of stages, so that nobody waits for himself.
         with claimed((stage.path(store) for stage in own), bench.stopping):
             missing = [stage for stage in own if not _at_hand(stage, store, bench)]
@@ -198,7 +198,7 @@ def obtain(stages: Sequence[Stage[T]], bench: Bench) -> list[T]:
     return [fresh[stage.key] if stage.key in fresh else _loaded(stage, store, bench) for stage in stages]
 
 
-def _settled(path: Path, remote: Remote) -> bool:
+def _everywhere(path: Path, remote: Remote) -> bool:
     """Whether an artifact is here, and at the remote too."""
     return intact(path) and remote.has(path)
 
@@ -209,12 +209,19 @@ def _at_hand(stage: Stage, store: Path, bench: Bench) -> bool:
     if not intact(path):
         return bench.remote.fetch(path)
     if not bench.remote.has(path):
-        _push(stage, path, bench.remote)
+        push(stage, bench)
     return True
 
 
-def _push(stage: Stage, path: Path, remote: Remote) -> None:
-    """Copies an artifact to the remote, with what its maker left beside it."""
+def push(stage: Stage, bench: Bench) -> None:
+    """Copies an artifact from the store to the remote, with what its maker left beside it.
+
+    Raises:
+        OSError: the remote fails.
+    """
+    remote, store = bench.remote, bench.execution.store
+    assert store is not None
+    path = stage.path(store)
     for beside in (path.with_suffix(suffix) for suffix in stage.beside):
         if beside.is_file():
             remote.push_file(beside)
@@ -271,7 +278,7 @@ def _make(stages: Sequence[Stage[T]], bench: Bench) -> dict[str, T]:
         if store is not None:
             for suffix in stage.scratch:
                 stage.path(store).with_suffix(suffix).unlink(missing_ok=True)
-            _push(stage, stage.path(store), bench.remote)
+            push(stage, bench)
         if store is None or not stage.through_file:
             fresh[stage.key] = made.value
     return fresh

@@ -57,10 +57,10 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
         remote.check()
     mirror, own = Mirror(options.results, remote), look(options)
     if not (options.status or options.dry_run or options.keep_weights) and (known := recall(options, own)):
-        mirror.fetch_runs(known.variants)
+        mirror.fetch_runs(known.variants.keys())
         records = known.records(options.results)
         if len(records) == len(known.cells):
-            mirror.push_runs(known.variants)
+            mirror.push_runs(known.variants.keys())
             mirror.settle((weights_path(options.results, record) for record in records), None)
             _say(console, f"{known.name}: {len(records)} runs, {len(records)} done")
             return _ended(_print_results(known, records, mirror, console), console)
@@ -96,6 +96,7 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
     try:
         mirror = Mirror(options.results, remote)
         mirror.fetch_runs(planned.by_key)  # what others have done meanwhile
+        mirror.push_runs(planned.by_key)  # what a sweep without the remote has done here
         records = manifest.records(options.results)
         if options.keep_weights == "best":
             _keep_best(planned, records, mirror)

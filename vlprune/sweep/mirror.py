@@ -44,7 +44,6 @@ class Mirror:
 
     def fetch_runs(self, keys: Iterable[str]) -> None:
         """Copies the records of runs that the remote alone has, or else why they failed."""
-
         there = self._there or ()
 
         def fetch(key: str) -> None:

@@ -40,7 +40,7 @@ def work(
         Busy: somebody else is at work on the same.
         Interrupted: the process was asked to stop; the same job goes on from there later.
     """
-    from vlprune.stages.stage import Bench, obtain
+    from vlprune.stages.stage import Bench, obtain, push
 
     store = execution.store
     assert store is not None
@@ -61,7 +61,7 @@ def work(
     with claimed_at_once(stage.path(store) for stage in missing):
         obtain(missing, bench)
     for stage in set(wanted) - set(missing):
-        bench.remote.push(stage.path(store))  # whoever gave the job could not have it
+        push(stage, bench)  # whoever gave the job could not have it
     if execution.remote is not None:
         for path in {tuned.path(store) for stage in wanted for tuned in _tuned(stage)}:
             path.unlink(missing_ok=True)  # the largest artifact, which is at the remote for whoever needs it next
