@@ -314,6 +314,19 @@ def test_an_interrupted_run_goes_on_where_it_was(task, config, execution, finetu
     assert not list(execution.store.glob("predictions/*.parts"))
 
 
+def test_what_a_process_that_was_killed_when_it_was_done_has_left_is_deleted(config, execution):
+    config = of_task(config, "captioning", max_length=8)
+    bench = Bench(replace(execution, keep_weights="all"))
+    tuned = chain(config, Fingerprints()).tuned
+    obtain([tuned], bench)
+    left = [tuned.path(execution.store).with_suffix(suffix) for suffix in tuned.scratch]
+    for path in left:
+        path.touch()
+    run(config, replace(execution, keep_weights="all"))
+    assert len(left) == 2
+    assert not any(path.exists() for path in left)
+
+
 def test_a_run_says_at_which_step_it_is_and_how_long_the_rest_takes(config, execution, monkeypatch):
     said, now = [], SimpleNamespace(monotonic=lambda: 10.0 * len(said))
     monkeypatch.setattr(doing, "time", now)

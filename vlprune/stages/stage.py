@@ -187,7 +187,10 @@ def obtain(stages: Sequence[Stage[T]], bench: Bench) -> list[T]:
         for own in _passes(stage for stage in stages if stage.key not in bench.memory):
             bench.memory |= _make(own, bench)
         return [bench.memory[stage.key] for stage in stages]
-    for own in _passes(stage for stage in stages if not _everywhere(stage.path(store), bench.remote)):
+    lacking = [stage for stage in stages if not _everywhere(stage.path(store), bench.remote)]
+    for stage in set(stages) - set(lacking):
+        _tidy(stage, store)
+    for own in _passes(lacking):
         # Whoever holds a lease waits only for those of earlier kinds of stages, so that nobody waits for himself.
         with claimed((stage.path(store) for stage in own), bench.stopping):
             missing = [stage for stage in own if not _at_hand(stage, store, bench)]
@@ -196,6 +199,12 @@ def obtain(stages: Sequence[Stage[T]], bench: Bench) -> list[T]:
                     logger.warning("%s is damaged and is made again", stage.path(store))
             fresh |= _make(missing, bench)
     return [fresh[stage.key] if stage.key in fresh else _loaded(stage, store, bench) for stage in stages]
+
+
+def _tidy(stage: Stage, store: Path) -> None:
+    """Deletes what a maker needed to go on from; one that was killed just after it was done has left it."""
+    for suffix in stage.scratch:
+        stage.path(store).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _everywhere(path: Path, remote: Remote) -> bool:
@@ -276,8 +285,7 @@ def _make(stages: Sequence[Stage[T]], bench: Bench) -> dict[str, T]:
         else:
             write_note(stage.path(store), note)
         if store is not None:
-            for suffix in stage.scratch:
-                stage.path(store).with_suffix(suffix).unlink(missing_ok=True)
+            _tidy(stage, store)
             push(stage, bench)
         if store is None or not stage.through_file:
             fresh[stage.key] = made.value
