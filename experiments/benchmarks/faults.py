@@ -4,8 +4,8 @@ One small table, everything in it real (a dense and two pruned models, three tas
 fault strikes each command at a random moment, or several do, until enough have. After every command each record that
 was there before must be there, byte for byte, and say the numbers of a sweep that nothing struck. After every finished
 table its files must be those of that sweep: none missing, none left over, and no process. Writes
-results/benchmarks/faults.md; ends with 1 where anything was lost, wrong or left over. 300 faults take an hour on two
-cores, and 3 GB.
+results/benchmarks/faults.md; ends with 1 where anything was lost, wrong or left over. Takes hours, and 3 GB of memory for
+each table that is swept at a time.
 
 Linux. A full disk needs user namespaces (`unshare -Ur`), a clock that jumps needs libfaketime (Debian: faketime); what
 is missing is named and not tried.
@@ -13,396 +13,43 @@ is missing is named and not tried.
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import tyro
-from PIL import Image
+from grounds import (
+    STAGES,
+    TIMEOUT,
+    Command,
+    Ground,
+    Whole,
+    begun,
+    prepared,
+    whole,
+    words_of,
+    wrong_files,
+    wrong_records,
+)
+from strikes import STRIKES, Fault, Missed, clock_jumps
 
-from vlprune.data import scenes
-from vlprune.masks import mask_hash
-from vlprune.models import load_model, save_model
-from vlprune.store.lease import SUFFIX as LEASE
-from vlprune.store.masks import load_masks
-from vlprune.store.record import ERROR, LOG, RECORD, read_record
-from vlprune.store.verify import verify
+from vlprune.store.record import LOG
 
-TABLE = """
-[base.calibration]
-n_batches = 2
-batch_size = 4
-[base.finetuning]
-steps = 12
-batch_size = 4
-[task.captioning]
-task.options.max_length = 8
-[[grid]]
-models = ["model"]
-methods = ["multiflow", "snip"]
-sparsities = [0.75]
-tasks = ["retrieval", "captioning", "vqa"]
-"""
-SWEEP = ["-m", "vlprune.sweep", "faults.toml", "--data", "data", "--limit", "12", "--checkpoint-seconds", "0"]
-STAGES = ("statistics", "masks", "tuned", "predictions", "runs")  # the directories that leases of a stage are in
-TIMEOUT = 600.0  # seconds after which a command counts as one that never ends
 GRACE = 60.0  # seconds in which what a killed sweep has started ends
-UNCHECKED = {LOG, ERROR, "losses.csv"}  # said for people; nothing reads them
 CLOCK = "libfaketimeMT.so.1"
 REPORT = Path(__file__).parents[2] / "results" / "benchmarks" / "faults.md"
-
-
-class Missed(Exception):
-    """There was nothing to strike at that moment."""
-
-
-@dataclass
-class Ground:
-    """A directory with a model, data and results of its own, which sweeps run in and faults strike.
-
-    Attributes:
-        root: the directory.
-        draw: random numbers.
-        damaged: files of the results, below them, whose content a fault has changed.
-    """
-
-    root: Path
-    draw: random.Random
-    damaged: set[Path] = field(default_factory=set)
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results"
-
-    def files(self) -> list[Path]:
-        """The files of the results, below them; what is deleted meanwhile is not among them."""
-        return sorted(path.relative_to(self.results) for path in self.results.rglob("*") if path.is_file())
-
-    def records(self) -> dict[Path, bytes]:
-        """{file below the results: content} of all records."""
-        paths = [path for path in self.files() if path.name == RECORD]
-        return {path: (self.results / path).read_bytes() for path in paths}
-
-    def stage(self) -> str:
-        """The earliest stage that any process is at work on, as the leases tell; "" where none is."""
-        held = {path.parts[0] if path.parts[0] != "cache" else path.parts[1] for path in self._leases()}
-        return next((stage for stage in STAGES if stage in held), "")
-
-    def _leases(self) -> list[Path]:
-        return [path.relative_to(self.results) for path in self.results.rglob(f"*{LEASE}")]
-
-
-@dataclass
-class Command:
-    """A sweep that runs.
-
-    Attributes:
-        process: the process that was started; its group is its own.
-        clock: the file that its clock reads its offset from.
-    """
-
-    process: subprocess.Popen[str]
-    clock: Path
-
-    def workers(self) -> list[psutil.Process]:
-        """The processes below it."""
-        with suppress(psutil.NoSuchProcess):
-            below = psutil.Process(self.process.pid).children(recursive=True)
-            return [each for each in below if "resource_tracker" not in " ".join(_words(each))]
-        return []
-
-    def group(self) -> list[psutil.Process]:
-        """All processes that belong to it, also when it has ended itself."""
-        found = []
-        for each in psutil.process_iter():
-            with suppress(psutil.Error, ProcessLookupError):
-                if os.getpgid(each.pid) == self.process.pid and each.status() != psutil.STATUS_ZOMBIE:
-                    found.append(each)
-        return found
-
-
-def _words(process: psutil.Process) -> list[str]:
-    with suppress(psutil.Error):
-        return process.cmdline()
-    return []
-
-
-# ---- faults: each strikes once ----
-
-
-def sweep_killed(_: Ground, command: Command) -> None:
-    command.process.kill()
-
-
-def group_killed(_: Ground, command: Command) -> None:
-    os.killpg(command.process.pid, signal.SIGKILL)
-
-
-def worker_killed(ground: Ground, command: Command) -> None:
-    _worker(ground, command).kill()
-
-
-def sweep_terminated(_: Ground, command: Command) -> None:
-    command.process.terminate()
-
-
-def worker_terminated(ground: Ground, command: Command) -> None:
-    _worker(ground, command).terminate()
-
-
-def interrupted(_: Ground, command: Command) -> None:
-    """Ctrl-C, which a terminal sends to the whole group."""
-    os.killpg(command.process.pid, signal.SIGINT)
-
-
-def worker_hangs(ground: Ground, command: Command) -> None:
-    worker = _worker(ground, command)
-    worker.suspend()
-    time.sleep(ground.draw.uniform(1, 4))
-    worker.resume() if ground.draw.random() < 0.5 else worker.kill()
-
-
-def sweep_hangs(ground: Ground, command: Command) -> None:
-    own = psutil.Process(command.process.pid)
-    own.suspend()
-    time.sleep(ground.draw.uniform(1, 4))
-    own.resume()
-
-
-def out_of_memory(ground: Ground, command: Command) -> None:
-    """From now on a worker gets next to no memory."""
-    worker = _worker(ground, command)
-    most = worker.memory_info().vms + ground.draw.randrange(8 << 20)
-    resource.prlimit(worker.pid, resource.RLIMIT_AS, (most, most))
-
-
-def file_damaged(ground: Ground, _: Command) -> None:
-    """A bit is flipped in place, or the file is cut short, emptied or deleted."""
-    files = [path for path in ground.files() if path.name not in UNCHECKED and path.suffix != LEASE]
-    if not files:
-        raise Missed
-    own = ground.draw.choice(files)
-    path, how = ground.results / own, ground.draw.choice(("flip", "flip", "cut", "empty", "delete"))
-    try:
-        with path.open("rb+") as file:
-            size = os.fstat(file.fileno()).st_size
-            if how == "flip" and size:
-                place = ground.draw.randrange(size)
-                file.seek(place)
-                [byte] = file.read(1)
-                file.seek(place)
-                file.write(bytes([byte ^ 1 << ground.draw.randrange(8)]))
-            elif how == "cut":
-                file.truncate(size // 2)
-            elif how == "empty":
-                file.truncate(0)
-            else:
-                path.unlink()
-    except FileNotFoundError:
-        raise Missed from None
-    ground.damaged.add(own)
-
-
-def input_replaced(ground: Ground, _: Command) -> None:
-    """An image, the captions or the weights are others for a moment."""
-    choices = (_other_image, _other_captions, _other_weights)
-    path, other = ground.draw.choice(choices)(ground)
-    away = path.with_name(f"{path.name}.away")
-    path.rename(away)
-    other.rename(path)
-    time.sleep(ground.draw.choice((0.0, 0.5, 3.0)))
-    away.replace(path)
-
-
-def _other_image(ground: Ground) -> tuple[Path, Path]:
-    path, other = ground.root / "data" / "images" / "000001.png", ground.root / "other.png"
-    Image.open(path).rotate(90).save(other)
-    return path, other
-
-
-def _other_captions(ground: Ground) -> tuple[Path, Path]:
-    path, other = ground.root / "data" / "dataset_scenes.json", ground.root / "other.json"
-    other.write_text(path.read_text().replace("a ", "one "))
-    return path, other
-
-
-def _other_weights(ground: Ground) -> tuple[Path, Path]:
-    path, other = ground.root / "model" / "model.safetensors", ground.root / "other.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1 - ground.draw.randrange(1000)] ^= 1
-    other.write_bytes(content)
-    return path, other
-
-
-def clock_jumps(ground: Ground, command: Command) -> None:
-    """Some hours, days or years, forwards or back."""
-    hours = ground.draw.choice((1, 30, 9000)) * ground.draw.choice((1, -1))
-    command.clock.write_text(f"{hours:+}h\n")
-
-
-def _worker(ground: Ground, command: Command) -> psutil.Process:
-    workers = command.workers()
-    if not workers:
-        raise Missed
-    return ground.draw.choice(workers)
-
-
-Fault = Callable[[Ground, Command], None]
-STRIKES: dict[str, Fault] = {
-    "the sweep killed (SIGKILL)": sweep_killed,
-    "the sweep and all its workers killed": group_killed,
-    "a worker killed": worker_killed,
-    "the sweep asked to stop (SIGTERM)": sweep_terminated,
-    "a worker asked to stop": worker_terminated,
-    "Ctrl-C": interrupted,
-    "a worker hangs (SIGSTOP), then goes on or is killed": worker_hangs,
-    "the sweep hangs, then goes on": sweep_hangs,
-    "a worker out of memory": out_of_memory,
-    "a file of the results damaged": file_damaged,
-    "an image, captions or weights replaced for a moment": input_replaced,
-}
 SECOND, FULL, JUMP = "a second sweep begun", "the disk full", "the clock jumps"
 PROBLEMS = ("lost", "wrong", "left over")
-
-
-# ---- sweeps ----
-
-
-def _environment(ground: Ground, clock: str) -> tuple[dict[str, str], Path]:
-    """The environment of a sweep, with a clock that can be moved by a file where a library for that is named."""
-    file = ground.root / "clock"
-    file.write_text("+0\n")
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    if clock:
-        own |= {"LD_PRELOAD": clock, "FAKETIME_TIMESTAMP_FILE": str(file), "FAKETIME_NO_CACHE": "1"}
-        own |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    return own, file
-
-
-def begun(ground: Ground, *, clock: str = "", room: int | None = None, jobs: int = 2) -> Command:
-    """A sweep, in a group of its own.
-
-    Args:
-        ground: where.
-        clock: the library that moves its clock; "": it has the machine's.
-        room: bytes that are free on the disk of its results, which then is one of its own; None: as many as there are.
-        jobs: runs at once.
-    """
-    environment, file = _environment(ground, clock)
-    command = [sys.executable, *SWEEP, "--jobs", str(jobs)]
-    if room is None:
-        words = command
-    else:
-        inside = shlex.join(command)
-        disk = sum((ground.results / path).stat().st_blocks * 512 for path in ground.files()) + room
-        script = (
-            f"mkdir -p results disk && mount -t tmpfs -o size={disk} none disk && cp -a results/. disk/; "
-            f"{inside} --results disk; code=$?; rm -rf results && cp -a disk results; exit $code"
-        )
-        words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-    output = (ground.root / "output.txt").open("a", encoding="utf-8")
-    with output:
-        process = subprocess.Popen(
-            words, cwd=ground.root, env=environment, stdout=output, stderr=output, text=True, start_new_session=True
-        )
-    return Command(process, file)
-
-
-def prepared(root: Path, draw: random.Random) -> Ground:
-    """A directory with model, data and table."""
-    save_model(load_model("tiny-xvlm"), root / "model")
-    scenes.write(root / "data")
-    (root / "faults.toml").write_text(TABLE)
-    return Ground(root, draw)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A sweep that nothing struck.
-
-    Attributes:
-        files: the files of its results, below them.
-        contents: {file: what it says} of those that say the same however they were made.
-        numbers: {file of a record: what it measured}.
-        seconds: how long it took.
-    """
-
-    files: frozenset[Path]
-    contents: dict[Path, bytes]
-    numbers: dict[Path, Any]
-    seconds: float
-
-
-def whole(ground: Ground) -> Whole:
-    """Sweeps a ground that nothing strikes."""
-    began = time.monotonic()
-    assert begun(ground).process.wait(TIMEOUT) == 0, (ground.root / "output.txt").read_text()
-    seconds, files = time.monotonic() - began, ground.files()
-    same = [path for path in files if path.suffix in (".safetensors", ".jsonl") or path.parts[0] == "tables"]
-    contents = {path: _content(ground.results / path) for path in same}
-    return Whole(frozenset(files), contents, {path: _numbers(ground, path) for path in ground.records()}, seconds)
-
-
-def _content(path: Path) -> Any:
-    """What a file says; the header of a bundle of masks says it in any order."""
-    return mask_hash(load_masks(path)) if path.parent.name == "masks" else path.read_bytes()
-
-
-def _numbers(ground: Ground, path: Path) -> Any:
-    record = read_record((ground.results / path).parent)
-    return record and (record.metrics, record.floors, record.sparsity, record.layer_sparsity)
-
-
-# ---- what is wrong afterwards ----
-
-
-def wrong_records(ground: Ground, before: dict[Path, bytes], expected: Whole) -> Iterator[tuple[str, str]]:
-    """("lost" or "wrong", what) of records after a command."""
-    for path, content in before.items():
-        file = ground.results / path
-        struck = path in ground.damaged or path.with_name(f"{path.name}.note") in ground.damaged
-        if not struck and (not file.is_file() or file.read_bytes() != content):
-            yield "lost", f"{path} is not what it was"
-    for path in ground.records():
-        numbers = _numbers(ground, path)
-        if numbers is not None and numbers != expected.numbers.get(path):
-            yield "wrong", f"{path} says {numbers}"
-
-
-def wrong_files(ground: Ground, expected: Whole) -> Iterator[tuple[str, str]]:
-    """("lost", "wrong" or "left over", what) of a finished table."""
-    found = set(ground.files())
-    told = " ".join(verify(ground.results).faults)
-    for path in sorted(found - expected.files):
-        yield "left over", str(path)
-    for path in sorted(expected.files - found):
-        if str(path) not in told and path not in ground.damaged:
-            yield "lost", str(path)
-    for path, content in expected.contents.items():
-        if path in found and str(path) not in told and _content(ground.results / path) != content:
-            yield "wrong", str(path)
-    for path in expected.numbers:
-        if _numbers(ground, path) is None:
-            yield "lost", f"{path} is not there, and the sweep says that it is done"
-
-
-# ---- the campaign ----
 
 
 @dataclass
@@ -513,7 +160,7 @@ def _ended(command: Command, problems: list[tuple[str, str]]) -> int | None:
     while (left := command.group()) and time.monotonic() < end:
         time.sleep(0.2)
     for each in left:
-        problems.append(("left over", f"process {each.pid}: {' '.join(_words(each))}"))
+        problems.append(("left over", f"process {each.pid}: {' '.join(words_of(each))}"))
         with suppress(psutil.Error):
             each.kill()
     return command.process.poll()
