@@ -4,8 +4,8 @@ One small table, everything in it real (a dense and two pruned models, three tas
 fault strikes each command at a random moment, or several do, until enough have. After every command each record that
 was there before must be there, byte for byte, and say the numbers of a sweep that nothing struck. After every finished
 table its files must be those of that sweep: none missing, none left over, and no process. Writes
-results/benchmarks/faults.md; ends with 1 where anything was lost, wrong or left over. Takes hours, and 3 GB of memory for
-each table that is swept at a time.
+results/benchmarks/faults.md; ends with 1 where anything was lost, wrong or left over. Takes hours, and 3 GB of memory
+for each table that is swept at a time.
 
 Linux. A full disk needs user namespaces (`unshare -Ur`), a clock that jumps needs libfaketime (Debian: faketime); what
 is missing is named and not tried.
