@@ -181,6 +181,7 @@ def _full_at(ground: Ground) -> str | None:
 
 def shared(ground: Ground, expected: Whole, number: int) -> tuple[int, int, bool]:
     """(trainings that were begun, trainings that were needed, whether all is as of one sweep) of so many at once."""
+    (ground.root / "output.txt").write_text("")
     commands, problems = [begun(ground, jobs=1) for _ in range(number)], list[tuple[str, str]]()
     codes = [_ended(command, problems) for command in commands]
     text = "".join(path.read_text() for path in ground.results.rglob(f"*{LOG}"))
