@@ -145,11 +145,11 @@ class StreamedBatches:
     def _read(self) -> Iterator[Batch]:
         before, rows = self.first * self.batch_size, self._endless()
         next(islice(rows, before, before), None)
-        ahead: deque[Mapping[str, Any]] = deque()  # rows that stood in for broken ones and are still to come themselves
+        later: deque[Mapping[str, Any]] = deque()  # rows that stood in for broken ones and are still to come themselves
         for number in range(self.first, self.first + self.n_batches):
-            own = [ahead.popleft() if ahead else next(rows) for _ in range(self.batch_size)]
+            own = [later.popleft() if later else next(rows) for _ in range(self.batch_size)]
             pairs = [pair for row in own if (pair := self._opened(row))]
-            spare = chain(tuple(ahead), self._kept(rows, ahead))
+            spare = chain(tuple(later), self._kept(rows, later))
             while len(pairs) < self.batch_size:
                 if pair := self._opened(next(spare)):
                     pairs.append(pair)
@@ -166,14 +166,14 @@ class StreamedBatches:
             if size < self.batch_size:
                 raise ValueError(too_few(self.name, self.batch_size, size))
 
-    def _kept(self, rows: Iterator[Mapping[str, Any]], ahead: deque) -> Iterator[Mapping[str, Any]]:
-        """Further rows, put into ahead as well.
+    def _kept(self, rows: Iterator[Mapping[str, Any]], later: deque) -> Iterator[Mapping[str, Any]]:
+        """Further rows, put into later as well.
 
         Raises:
             ValueError: hardly any image can be read.
         """
         for row in islice(rows, BUFFER):
-            ahead.append(row)
+            later.append(row)
             yield row
         raise ValueError(
             f"{self.name}: hardly any of {BUFFER} images can be read, the first: {(self.broken or [''])[0]}"
