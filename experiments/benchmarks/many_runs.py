@@ -2,7 +2,7 @@
 
 The table is real, both embedded models, and its runs do nothing but store a record and predictions as large as real
 ones. Planning, the sweep, the same command once more, and reading the results are processes of their own. Writes
-results/benchmarks/many_runs.md. Takes about six minutes on two cores and 1 GB of disk.
+results/benchmarks/many_runs.md. Takes about six minutes on two cores and 0.3 GB of disk.
 """
 
 from __future__ import annotations
