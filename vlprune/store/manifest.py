@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vlprune.config import DENSE, ConfigError, validated
 from vlprune.store.atomic import write_text
+from vlprune.store.once import once
 from vlprune.store.record import Record, read_record, run_directory
 
 
@@ -74,8 +75,8 @@ class Manifest:
         for cell in self.cells:
             record = read_record(run_directory(results, cell.key))
             if record is not None:
-                model = _once(replace(record.config.model, name=cell.model), held)
-                own = {name: _once(getattr(record, name), held) for name in ("metrics", "floors", "origins", "seconds")}
+                model = once(replace(record.config.model, name=cell.model), held)
+                own = {name: once(getattr(record, name), held) for name in ("metrics", "floors", "origins", "seconds")}
                 found.append(replace(record, config=replace(record.config, model=model), layer_sparsity={}, **own))
         return found
 
@@ -83,19 +84,6 @@ class Manifest:
     def variants(self) -> dict[str, str]:
         """{record key: variant}."""
         return {cell.key: cell.variant for cell in self.cells}
-
-
-def _once(value: Any, held: dict[Any, Any]) -> Any:
-    """The value, or an equal one of the same type that is held already; of a dictionary key by key and value by value.
-
-    Args:
-        value: a dictionary, whose values may be dictionaries, or what its `repr` tells from all others.
-        held: what is held, by what tells it apart.
-    """
-    if not isinstance(value, dict):
-        return held.setdefault(value if isinstance(value, str) else (type(value), repr(value)), value)
-    parts = {_once(name, held): _once(part, held) for name, part in value.items()}
-    return held.setdefault(tuple((name, id(part)) for name, part in parts.items()), parts)
 
 
 def manifest_path(results: Path, name: str) -> Path:

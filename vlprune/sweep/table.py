@@ -25,6 +25,7 @@ from vlprune.models import family_of
 from vlprune.pruners import PRUNERS, check_pruning, get_pruner
 from vlprune.reports.variants import label, labels, setting, variant
 from vlprune.stages.masks import settings_read
+from vlprune.store.once import once
 from vlprune.sweep.cells import Cell, Table
 from vlprune.sweep.settings import (
     AXES,
@@ -130,21 +131,20 @@ def load_table(
     tasks = dict.fromkeys(cell.config.task.name for cell in cells.values())
     defaults = _defaults(dict.fromkeys(cell.config.pruning.method for cell in cells.values()))
     names = labels((cell.row[1:3] for cell in cells.values()), defaults)
-    held: dict[str, Any] = {}
+    held: dict[Any, Any] = {}
     return Table(
         name=path.stem if limit is None else f"{path.stem}-limit-{limit}",
         cells=tuple(
-            replace(cell, label=names[cell.row[1:3]], config=_shared(cell.config, held)) for cell in cells.values()
+            replace(
+                cell,
+                label=names[cell.row[1:3]],
+                config=replace(cell.config, **{part: once(getattr(cell.config, part), held) for part in PARTS}),
+            )
+            for cell in cells.values()
         ),
         headlines={name: TASKS[name].headline for name in tasks},
         defaults=defaults,
     )
-
-
-def _shared(config: RunConfig, held: dict[str, Any]) -> RunConfig:
-    """The config with parts that are held already, by what they say: those of ten thousand runs are mostly equal."""
-    parts = {part: getattr(config, part) for part in PARTS}
-    return replace(config, **{part: held.setdefault(repr(own), own) for part, own in parts.items()})
 
 
 def _defaults(methods: Iterable[str]) -> dict[str, dict[str, str]]:
