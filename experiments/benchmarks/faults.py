@@ -272,12 +272,13 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         roots = [Path(directory) / str(number) for number in range(options.at_once)]
         grounds = [prepared(root, random.Random(f"{options.seed} {n}")) for n, root in enumerate(roots)]
-        expected = whole(grounds[0])
-        shutil.rmtree(grounds[0].results)
-        sharing = {number: shared(grounds[0], expected, number) for number in options.sharing}
         with ThreadPoolExecutor(options.at_once) as pool:
-            list(pool.map(lambda ground: campaign(ground, expected, tally, more), grounds))
-    options.out.write_text(report(tally, expected, sharing, not_tried), encoding="utf-8")
+            expected = list(pool.map(whole, grounds))  # each its own: a plan is kept under its directory's name
+            for ground in grounds:
+                shutil.rmtree(ground.results)
+            sharing = {number: shared(grounds[0], expected[0], number) for number in options.sharing}
+            list(pool.map(lambda ground, own: campaign(ground, own, tally, more), grounds, expected))
+    options.out.write_text(report(tally, expected[0], sharing, not_tried), encoding="utf-8")
     print(options.out.read_text())
     return 1 if tally.problems or not all(alike for _, _, alike in sharing.values()) else 0
 
