@@ -110,7 +110,7 @@ def done(results: Path) -> dict[str, int]:
 
 def numbers(results: Path) -> dict[str, tuple]:
     records = [json.loads(path.read_text()) for path in (results / "runs").glob("*/record.json")]
-    return {record["key"]: (record["metrics"], record["layer_sparsity"]) for record in records}
+    return {record["key"]: (record["metrics"], record["layers"]) for record in records}
 
 
 def test_a_cluster_that_loses_a_machine_and_its_sweep_gives_the_table_of_one_machine(cluster, dataset, tmp_path):

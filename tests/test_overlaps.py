@@ -23,7 +23,7 @@ def record(method, sparsity=0.5, seed=0, alignment=1.0, model="b", task="vqa", l
     if method != "dense":
         stages["masks"] = digest(model, seed, calibration, pruning)
     key = f"{method}{sparsity}{seed}{alignment}{model}{task}{lr}"
-    return Record(key, config, {"accuracy": 50.0}, {}, sparsity, {}, {"tuned": 1.0}, 1, {}, {}, stages)
+    return Record(key, config, {"accuracy": 50.0}, {}, sparsity, {}, {}, {"tuned": 1.0}, 1, {}, {}, stages)
 
 
 def bundle(cache, of, masks=None, provenance=None):
@@ -167,5 +167,5 @@ def test_without_torch_a_table_is_published_without_its_overlap(tmp_path, monkey
         bundle(tmp_path, one)
     monkeypatch.setitem(sys.modules, "vlprune.masks", None)  # as where torch is not installed
     files = publish("t", records, {"vqa": "accuracy"}, directory=tmp_path / "tables", cache=tmp_path)
-    assert [path.name for path in files] == ["t.md", "t.csv", "t_vqa.png"]
+    assert [path.name for path in files] == ["t.md", "t.csv", "t_results.csv", "t_vqa.png"]
     assert "vlprune.masks" in caplog.text

@@ -80,6 +80,18 @@ def test_every_method_prunes_exactly_through_the_whole_run(config, method, execu
     assert load_records(execution.store) == [record]
 
 
+def test_the_record_counts_the_zeros_of_every_layer_as_its_masks_do(config, execution):
+    record = run(pruned(config, "snip"), execution)
+    masks = vp.load_masks(execution.store / "cache" / "masks" / f"{record.stages['masks']}.safetensors")
+    layers = {layer.name: layer for layer in small_model("xvlm").graph}
+    assert {name: own["zeros"] for name, own in record.layers.items()} == {n: int((~m).sum()) for n, m in masks.items()}
+    assert all(own["weights"] == layers[name].n_edges for name, own in record.layers.items())
+    for modality, fraction in record.modality_sparsity.items():
+        own = [(~masks[name]).float() for name, layer in layers.items() if layer.modality == modality]
+        assert fraction == pytest.approx(torch.cat([each.flatten() for each in own]).mean().item(), abs=1e-6)
+    assert set(record.modality_sparsity) == {"vision", "text", "fusion"}
+
+
 @pytest.mark.parametrize("task", ["retrieval", "captioning", "vqa"])
 def test_every_task_scores_a_dense_run_without_a_store(config, task):
     options = {"max_length": 8} if task == "captioning" else {}
@@ -113,7 +125,7 @@ def test_what_is_missing_is_measured_in_one_pass(config, execution, monkeypatch)
 def test_the_same_run_gives_the_same_numbers(config, tmp_path):
     ways = [Execution(store=tmp_path / name) for name in ("a", "b")]
     a, b = (run(pruned(config, "snip", 0.5), way) for way in ways)
-    assert (a.metrics, a.layer_sparsity, a.stages) == (b.metrics, b.layer_sparsity, b.stages)
+    assert (a.metrics, a.layers, a.stages) == (b.metrics, b.layers, b.stages)
     assert predictions(a, ways[0]) == predictions(b, ways[1])
     assert run(pruned(config, "snip", 0.5)).metrics == a.metrics
 
@@ -195,7 +207,7 @@ def test_stored_masks_and_weights_give_the_same_numbers(task, config, finetuned,
         for stage in (getattr(stages, kind) for kind in (*kinds, "predictions", "record")):
             stage.path(keeping.store).unlink()
         other = run(own, keeping)
-        assert (other.metrics, other.layer_sparsity) == (record.metrics, record.layer_sparsity)
+        assert (other.metrics, other.layers) == (record.metrics, record.layers)
         assert predictions(other, keeping) == said
 
     again()  # from the stored weights
@@ -205,7 +217,7 @@ def test_stored_masks_and_weights_give_the_same_numbers(task, config, finetuned,
     other = run(replace(own, seed=1), keeping)
     losses = [losses for _, _, losses in finetuned]
     assert losses[0] == losses[1] == losses[2] != losses[3]
-    assert record.layer_sparsity != other.layer_sparsity
+    assert record.layers != other.layers
     assert record.sparsity == pytest.approx(0.5, abs=1e-5)
     assert [model.image.size for model, _, _ in finetuned] == [48] * 4
 

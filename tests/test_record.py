@@ -21,7 +21,8 @@ def record(key="abc", **changes):
         "metrics": {"tr_r1": 50.0},
         "floors": {"chance": {"tr_r1": 0.3}},
         "sparsity": 0.75,
-        "layer_sparsity": {"a": 0.75},
+        "modality_sparsity": {"text": 0.75},
+        "layers": {"a": {"modality": "text", "weights": 8, "zeros": 6}},
         "seconds": {"tuned": 1.5},
         "peak_memory": 123,
         "left_out": {},
@@ -157,5 +158,5 @@ def test_a_manifest_holds_equal_parts_of_its_records_once_and_says_what_they_say
     assert one.origins is other.origins
     assert one.config.task is other.config.task
     named = replace(stored["other"].config, model=replace(stored["other"].config.model, name="named"))
-    assert other == replace(stored["other"], config=named, layer_sparsity={})
+    assert other == replace(stored["other"], config=named, layers={})
     assert list(map(type, other.metrics.values())) == [float, int, bool]

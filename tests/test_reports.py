@@ -13,16 +13,15 @@ import pytest
 from rich.console import Console
 
 from vlprune.config import CalibrationConfig, FinetuningConfig, ModelConfig, PruningConfig, RunConfig, TaskConfig
-from vlprune.reports.frame import floor_frame, frame, load_results
+from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import Grid, Line, html_table, latex, markdown, terminal
 from vlprune.reports.plots import figure, save
 from vlprune.reports.publish import publish, render
 from vlprune.reports.significance import compare, sign_flip
 from vlprune.reports.tables import averages, details, summary
 from vlprune.reports.variants import find, labels, variant
-from vlprune.store.artifacts import Note, written
 from vlprune.store.keys import digest
-from vlprune.store.record import RECORD, Record, record_text, run_directory
+from vlprune.store.record import Record
 
 HEADLINES = {"retrieval": "tr_r1", "captioning": "cider", "vqa": "accuracy"}
 METRICS = {
@@ -56,7 +55,8 @@ def record(model, method, sparsity, task, seed=0, value=None, code=1, data="scen
         metrics=metrics if value is None else {HEADLINES[task]: value},
         floors=FLOORS[task] if floors is None else floors,
         sparsity=sparsity,
-        layer_sparsity={},
+        modality_sparsity={"vision": sparsity, "fusion": sparsity},
+        layers={},
         seconds={"tuned": 1.0, "predictions": 0.5},
         peak_memory=2**30,
         left_out={},
@@ -106,7 +106,7 @@ def at_rates(values):
 
 
 def test_reports_need_no_torch():
-    modules = ("frame", "tables", "plots", "overlaps", "publish", "significance", "variants")
+    modules = ("frame", "load", "tables", "plots", "overlaps", "publish", "significance", "variants")
     imports = "".join(f"import vlprune.reports.{module}; " for module in modules)
     subprocess.run([sys.executable, "-c", f"import sys; {imports}assert 'torch' not in sys.modules"], check=True)
 
@@ -136,17 +136,6 @@ def test_dense_is_of_the_same_seed_and_settings():
     assert long.retention[2] == 0.75
     assert np.isnan(long.retention[3:]).all()
     assert long.settings.nunique() == 3
-
-
-def test_load_results_reads_a_directory(tmp_path):
-    for r in runs(models=("tiny-blip",)):
-        with written(run_directory(tmp_path, r.key) / RECORD, Note()) as half:
-            half.write_text(record_text(r), encoding="utf-8")
-    long = load_results(str(tmp_path))
-    assert len(long) == 10 * 6
-    assert long.retention.notna().all()
-    with pytest.raises(FileNotFoundError, match="none"):
-        load_results(tmp_path / "none")
 
 
 def test_no_records_are_an_empty_frame_and_no_tables():
@@ -490,7 +479,7 @@ def test_a_dense_only_table_is_published(tmp_path):
     files = publish(
         "d", [record("tiny-blip", "dense", 0.0, "vqa")], HEADLINES, directory=tmp_path, cache=tmp_path / "cache"
     )
-    assert [path.name for path in files] == ["d.md", "d.csv", "d_vqa.png"]
+    assert [path.name for path in files] == ["d.md", "d.csv", "d_results.csv", "d_vqa.png"]
     assert all(path.stat().st_size for path in files)
 
 

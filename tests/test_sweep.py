@@ -57,6 +57,9 @@ class FakePlanner(Planner):
         return self._devices
 
 
+ENDS = ("captioning.png", "results.csv", "retrieval.png", "vqa.png")
+
+
 def go(options, work=fake_pipeline.work, terminal=False, check=None, devices=(), planner=None):
     console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
     planner = planner or FakePlanner(check, devices)
@@ -76,7 +79,11 @@ def test_a_sweep_prints_rows_and_tables_and_a_second_one_runs_nothing(tmp_path, 
     assert len(rows) == len(set(rows)) == 2 * (1 + 3 * 2)
     assert rows[0][1] == "dense"
     files = sorted(path.name for path in (tmp_path / "tables").iterdir())
-    assert files == ["quick.csv", "quick.md", "quick_captioning.png", "quick_retrieval.png", "quick_vqa.png"]
+    assert files == [
+        "quick.csv",
+        "quick.md",
+        *(f"quick_{end}" for end in ("captioning.png", "results.csv", "retrieval.png", "vqa.png")),
+    ]
     written = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
 
     code, again = go(options, fake_pipeline.work_noted)
@@ -101,7 +108,7 @@ def test_a_sweep_publishes_variants_and_the_overlap_of_their_masks(tmp_path):
     assert "] tiny-blip chita++@50% alignment=1 vqa seed 0, " in text
     assert re.search(r"^tiny-blip  chita\+\+ alignment=4 +50 % +\d+\.\d$", text, flags=re.MULTILINE)
     names = [file.name for file in sorted((tmp_path / "tables").iterdir())]
-    assert names == ["v.csv", "v.md", "v_overlap.csv", "v_overlap.png", "v_vqa.png"]
+    assert names == ["v.csv", "v.md", "v_overlap.csv", "v_overlap.png", "v_results.csv", "v_vqa.png"]
     assert "![overlap of the masks](v_overlap.png)" in (tmp_path / "tables" / "v.md").read_text()
     assert len((tmp_path / "tables" / "v_overlap.csv").read_text().splitlines()) == 1 + 6 * 3
 

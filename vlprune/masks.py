@@ -7,7 +7,7 @@ import logging
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -127,6 +127,22 @@ def measure(model: Prunable) -> float:
     """The fraction of a model's prunable weights that are exactly zero, whatever made them so."""
     kept = sum(int(torch.count_nonzero(model.weight(layer.name))) for layer in model.graph)
     return 1 - kept / model.graph.n_edges
+
+
+def zeros_of(model: Prunable) -> dict[str, dict[str, Any]]:
+    """What is zero in a model's prunable layers, whatever made it so, as plain values.
+
+    Returns:
+        {layer name: {"modality": its modality, "weights": their number, "zeros": how many of them are exactly zero}}.
+    """
+    return {
+        layer.name: {
+            "modality": layer.modality,
+            "weights": layer.n_edges,
+            "zeros": layer.n_edges - int(torch.count_nonzero(model.weight(layer.name))),
+        }
+        for layer in model.graph
+    }
 
 
 def already_sparse(model: Prunable) -> str | None:

@@ -19,6 +19,7 @@ import psutil
 from vlprune.data import scenes
 from vlprune.masks import mask_hash
 from vlprune.models import load_model, save_model
+from vlprune.reports.frame import RESULTS
 from vlprune.store.lease import SUFFIX as LEASE
 from vlprune.store.masks import load_masks
 from vlprune.store.record import RECORD, read_record
@@ -186,7 +187,8 @@ def whole(ground: Ground) -> Whole:
     began = time.monotonic()
     assert begun(ground).process.wait(TIMEOUT) == 0, (ground.root / "output.txt").read_text()
     seconds, files = time.monotonic() - began, ground.files()
-    same = [path for path in files if path.suffix in (".safetensors", ".jsonl") or path.parts[0] == "tables"]
+    tables = [path for path in files if path.parts[0] == "tables" and not path.name.endswith(RESULTS)]  # has seconds
+    same = [*(path for path in files if path.suffix in (".safetensors", ".jsonl")), *tables]
     contents = {path: _content(ground.results / path) for path in same}
     return Whole(frozenset(files), contents, {path: _numbers(ground, path) for path in ground.records()}, seconds)
 
@@ -198,7 +200,7 @@ def _content(path: Path) -> Any:
 
 def _numbers(ground: Ground, path: Path) -> Any:
     record = read_record((ground.results / path).parent)
-    return record and (record.metrics, record.floors, record.sparsity, record.layer_sparsity)
+    return record and (record.metrics, record.floors, record.sparsity, record.layers)
 
 
 def wrong_records(ground: Ground, before: dict[Path, bytes], expected: Whole) -> Iterator[tuple[str, str]]:

@@ -29,7 +29,8 @@ sparsities = [0.63, 0.75, 0.9]
 tasks = ["retrieval", "captioning", "vqa"]
 seeds = {list(range(SEEDS))}
 """
-LAYERS = 150  # of a model, whose sparsities a record has
+LAYERS = 150  # of a model, whose zeros a record counts
+MODALITIES = ("vision", "text", "fusion")
 PREDICTIONS = 2_000  # characters
 METRICS = {
     "retrieval": [f"{way}_{level}" for way in ("tr", "ir") for level in ("r1", "r5", "r10", "mean")] + ["r_mean"],
@@ -60,7 +61,11 @@ def store(job: Any, execution: Any, _stopping: Callable[[], bool]) -> None:
         metrics={metric: float(int(key[:4], 16) % 100) for metric in METRICS[config.task.name]},
         floors={"chance": dict.fromkeys(METRICS[config.task.name], 1.0)},
         sparsity=config.pruning.sparsity,
-        layer_sparsity={f"fusion.layer.{i}.attention.dense": i / (LAYERS + 1) for i in range(LAYERS)},
+        modality_sparsity=dict.fromkeys(MODALITIES, config.pruning.sparsity),
+        layers={
+            f"fusion.layer.{i}.attention.dense": {"modality": MODALITIES[i % 3], "weights": 589_824, "zeros": 3_000 * i}
+            for i in range(LAYERS)
+        },
         seconds={kind: round(time.perf_counter() % 1000, 3) for kind in kinds},
         peak_memory=2**30,
         left_out={},
@@ -107,7 +112,7 @@ def sweeping(directory: Path) -> dict[str, float]:
 def reading(directory: Path) -> dict[str, float]:
     import pandas as pd
 
-    from vlprune.reports.frame import load_results
+    from vlprune.reports.load import load_results
 
     def plain() -> None:
         paths = sorted((directory / "results" / "runs").glob("*/record.json"))

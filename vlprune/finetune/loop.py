@@ -24,8 +24,8 @@ from vlprune.seeds import seed_of
 
 logger = logging.getLogger(__name__)
 
-# Raised when the weights that come out change, so that runs are made again.
-VERSION = 2
+# Raised when the weights that come out, or what is noted of them, change, so that runs are made again.
+VERSION = 3
 FUSED = frozenset({"cpu", "cuda"})  # types of devices on which AdamW is one kernel
 Loss = Callable[[nn.Module, Sequence[Mapping[str, Any]], Generator], Tensor]
 # (the loss of every step so far, the number of all steps) -> None.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vlprune import escapes
 from vlprune.reports import plots
-from vlprune.reports.frame import floor_frame, frame
+from vlprune.reports.frame import RESULTS, floor_frame, frame
 from vlprune.reports.grid import html_table, latex, markdown, paragraph
 from vlprune.reports.origins import mixture
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
@@ -66,8 +66,9 @@ def publish(
 ) -> list[Path]:
     """Writes the files of a table and returns them.
 
-    `<name>.md`, `<name>.csv` and a figure `<name>_<task>.png` per task; where masks that can be compared are in the
-    cache of the sweep, also `<name>_overlap.csv` and `<name>_overlap.png`.
+    `<name>.md`, `<name>.csv` (means over seeds), `<name>_results.csv` (a row per run and metric, which `load_results`
+    reads) and a figure `<name>_<task>.png` per task; where masks that can be compared are in the cache of the sweep,
+    also `<name>_overlap.csv` and `<name>_overlap.png`.
 
     Args:
         name: name of the table.
@@ -86,8 +87,10 @@ def publish(
     texts = {form: render(records, headlines, form, variants, defaults) for form in ("csv", "markdown")}
     long, floors = frame(records, variants, defaults), floor_frame(records, variants)
     figures = {f"{task} against sparsity": (task, directory / f"{name}_{task}.png") for task in long.task.unique()}
-    written = [directory / f"{name}.md", directory / f"{name}.csv", *(path for _, path in figures.values())]
+    written = [directory / f"{name}{end}" for end in (".md", ".csv", RESULTS)]
     write_text(written[1], texts["csv"])
+    write_text(written[2], long.to_csv(index=False))
+    written += [path for _, path in figures.values()]
     for task, path in figures.values():
         plots.save(plots.figure(long, floors, task, headlines[task]), path)
     pictures = {title: path.name for title, (_, path) in figures.items()}

@@ -44,7 +44,7 @@ def compare(df: pd.DataFrame, baseline: str = "omp") -> pd.DataFrame:
     reference = pruned.loc[is_baseline].set_index([*PLACE, "seed"]).value
     others = pruned.loc[~is_baseline].join(reference.rename("reference"), on=[*PLACE, "seed"], how="inner")
     compared = []
-    for key, pairs in others.groupby([*PLACE, "method", "variant"], sort=False):
+    for key, pairs in others.groupby([*PLACE, "method", "variant"], sort=False, observed=True):
         assert isinstance(key, tuple)
         difference = (pairs.value - pairs.reference).to_numpy()
         compared.append((*key, len(difference), difference.mean(), *_interval(difference), sign_flip(difference)))
@@ -54,7 +54,7 @@ def compare(df: pd.DataFrame, baseline: str = "omp") -> pd.DataFrame:
 def _is_baseline(pruned: pd.DataFrame, baseline: str) -> pd.Series:
     # A name means another variant where the settings of a whole table are others, hence one look-up a setting.
     found = pd.Series(False, index=pruned.index)
-    for _, own in pruned.groupby(SETTING, sort=False):
+    for _, own in pruned.groupby(SETTING, sort=False, observed=True):
         meant = find(baseline, zip(own.method, own.variant, strict=True))
         if len(meant) > 1:
             method = meant[0][0]

@@ -135,7 +135,7 @@ def averages(long: pd.DataFrame) -> pd.DataFrame:
     check_comparable(long)
     place = ["model", "method", "variant", "sparsity", "task", "metric"]
     return (
-        long.groupby(place, sort=False)
+        long.groupby(place, sort=False, observed=True)
         .agg(
             mean=("value", "mean"),
             std=("value", "std"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 from vlprune.config import DENSE, CalibrationConfig, FinetuningConfig, PruningConfig, RunConfig, TaskConfig, changed
 
@@ -38,14 +40,19 @@ def variant(config: RunConfig, reads: Collection[str] | None = None) -> str:
     """
     if config.pruning.method == DENSE:
         return ""
+    found = _differing(config.calibration, config.pruning)
+    return " ".join(setting(name, value) for name, value in found if reads is None or name in reads)
+
+
+@lru_cache(maxsize=1024)
+def _differing(calibration: CalibrationConfig, pruning: PruningConfig) -> tuple[tuple[str, Any], ...]:
+    """(dotted name, value) of the settings but method and sparsity; many runs have the same parts."""
     found = {
-        **{f"calibration.{name}": value for name, value in changed(config.calibration).items()},
-        **{f"pruning.{name}": value for name, value in changed(config.pruning).items()},
-        **{f"pruning.options.{name}": value for name, value in config.pruning.options.items()},
+        **{f"calibration.{name}": value for name, value in changed(calibration).items()},
+        **{f"pruning.{name}": value for name, value in changed(pruning).items()},
+        **{f"pruning.options.{name}": value for name, value in pruning.options.items()},
     }
-    counted = found.keys() - {"pruning.method", "pruning.sparsity"}
-    counted = counted if reads is None else counted & set(reads)
-    return " ".join(setting(name, value) for name, value in found.items() if name in counted)
+    return tuple((name, value) for name, value in found.items() if name not in ("pruning.method", "pruning.sparsity"))
 
 
 def settings(variant: str) -> dict[str, str]:

@@ -75,8 +75,7 @@ def predictions_stage(config: RunConfig, tuned: Stage[Tuned], known: Fingerprint
             read_ahead(test, bench.execution.workers) as rows,
         ):
             predictions = task.predict(fine_tuned.model, rows, options, ready, keep)
-        facts = bench.note(stage.inputs[0]).facts
-        return [Made(predictions, {name: facts[name] for name in ("sparsity", "layer_sparsity")})]
+        return [Made(predictions, {"layers": bench.note(stage.inputs[0]).facts["layers"]})]
 
     reads: dict[str, Any] = {
         "test": known.split(config.task, task.examples, config.task.test),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,18 @@ def record_stage(
         test = columns(examples(config.task, config.task.test, skip_broken=skip))
         scored = any(example[task.references] for example in test)
         note = bench.note(predictions)
+        layers = note.facts["layers"]
+        by_modality = {own["modality"]: [] for own in layers.values()}
+        for own in layers.values():
+            by_modality[own["modality"]].append(own)
         record = Record(
             key=stage.key,
             config=config,
             metrics=task.score(said, test) if scored else {},
             floors=floors(config.task, skip_broken=skip) if scored else {},
-            sparsity=note.facts["sparsity"],
-            layer_sparsity=note.facts["layer_sparsity"],
+            sparsity=_sparsity(layers.values()),
+            modality_sparsity={modality: _sparsity(own) for modality, own in by_modality.items()},
+            layers=layers,
             seconds={
                 **{kind: seconds for kind, (seconds, _) in note.costs.items()},
                 "record": round(time.perf_counter() - began, 3),
@@ -85,6 +90,12 @@ def record_stage(
         save=_save,
         load=_load,
     )
+
+
+def _sparsity(layers: Collection[Mapping[str, Any]]) -> float:
+    """The fraction of the weights of layers that are zero."""
+    weights = sum(layer["weights"] for layer in layers)
+    return 1 - (weights - sum(layer["zeros"] for layer in layers)) / weights
 
 
 def _copy_losses(losses: Path, directory: Path) -> int:

@@ -26,8 +26,7 @@ from vlprune.finetune.sampler import Augment, CaptionExamples, Example, not_augm
 from vlprune.finetune.sparse import masked_parameters
 from vlprune.finetune.weights import load_sparse, save_sparse
 from vlprune.masks import VERSION as MASKS_VERSION
-from vlprune.masks import Masks, apply_masks
-from vlprune.masks import measure as zeros_of
+from vlprune.masks import Masks, apply_masks, zeros_of
 from vlprune.models import ModelAdapter
 from vlprune.precision import computing_in
 from vlprune.seeds import VERSION as SEEDS_VERSION
@@ -78,13 +77,7 @@ def tuned_stage(config: RunConfig, masks: Stage[Masks] | None, known: Fingerprin
         with _followed(config, stages[0], bench) as tell:
             _finetune(model, own, config, bench, checkpoint, tell)
         _check_sparse(model, own)
-        facts = {
-            TEMPORARY: bench.execution.keep_weights is None,
-            "sparsity": zeros_of(model),
-            "layer_sparsity": {
-                layer.name: float((model.weight(layer.name) == 0).float().mean()) for layer in model.graph
-            },
-        }
+        facts = {TEMPORARY: bench.execution.keep_weights is None, "layers": zeros_of(model)}
         return [Made(Tuned(model, own), facts)]
 
     def save(made: Made[Tuned], path: Path) -> None:

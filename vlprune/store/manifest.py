@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,9 @@ from vlprune.config import DENSE, ConfigError, validated
 from vlprune.store.atomic import write_text
 from vlprune.store.once import once
 from vlprune.store.record import Record, read_record, run_directory
+
+# What many records have alike.
+SHARED = ("metrics", "floors", "origins", "seconds", "modality_sparsity")
 
 
 @validated
@@ -65,19 +69,24 @@ class Manifest:
         if len({replace(cell, key="") for cell in self.cells}) < len(self.cells):
             raise ConfigError("two runs in one place")
 
-    def records(self, results: Path) -> list[Record]:
-        """The finished runs of the table, in its order, with the names that the table has for their models.
-
-        Without the sparsities of their layers, which no table shows, and with equal parts held once: a table may have
-        ten thousand runs. Nobody may change a part.
-        """
-        found, held = [], dict[Any, Any]()
+    def runs(self, results: Path) -> Iterator[Record]:
+        """The finished runs of the table, in its order, with the names that the table has for their models."""
         for cell in self.cells:
             record = read_record(run_directory(results, cell.key))
             if record is not None:
-                model = once(replace(record.config.model, name=cell.model), held)
-                own = {name: once(getattr(record, name), held) for name in ("metrics", "floors", "origins", "seconds")}
-                found.append(replace(record, config=replace(record.config, model=model), layer_sparsity={}, **own))
+                model = replace(record.config.model, name=cell.model)
+                yield replace(record, config=replace(record.config, model=model))
+
+    def records(self, results: Path) -> list[Record]:
+        """The finished runs as `runs` yields them, without their layers and with equal parts held once.
+
+        A table may have ten thousand runs, and shows no layers. Nobody may change a part.
+        """
+        found, held = [], dict[Any, Any]()
+        for record in self.runs(results):
+            config = replace(record.config, model=once(record.config.model, held))
+            own = {name: once(getattr(record, name), held) for name in SHARED}
+            found.append(replace(record, config=config, layers={}, **own))
         return found
 
     @property

@@ -29,7 +29,8 @@ class Record:
         metrics: {metric: value}, in the order of the task; none where the test split has nothing to compare with.
         floors: {floor: {metric: value}}, what a model that learned nothing gets.
         sparsity: measured fraction of zeros among the prunable weights after fine-tuning, in [0, 1).
-        layer_sparsity: {layer name: measured fraction of zeros}.
+        modality_sparsity: {modality: measured fraction of zeros}.
+        layers: {layer name: {"modality": its modality, "weights": their number, "zeros": how many of them are zero}}.
         seconds: {kind of stage: wall-clock seconds}; of stages that several runs share, the time they took once.
         peak_memory: bytes, the largest of all stages.
         left_out: {split: number of images left out because they could not be read}; empty where none were.
@@ -44,7 +45,8 @@ class Record:
     metrics: dict[str, float]
     floors: dict[str, dict[str, float]]
     sparsity: float
-    layer_sparsity: dict[str, float]
+    modality_sparsity: dict[str, float]
+    layers: dict[str, dict[str, Any]]
     seconds: dict[str, float]
     peak_memory: int
     left_out: dict[str, int]
