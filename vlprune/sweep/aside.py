@@ -6,6 +6,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
+import time
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,6 +21,10 @@ from vlprune.store.identity import Identity
 from vlprune.sweep.options import Options
 from vlprune.sweep.plan import Plan
 from vlprune.sweep.process import child_environment
+
+ALIVE = "alive"  # what the process says while it looks for an answer
+BEAT = 5.0  # seconds between two times
+SILENT = 300.0  # seconds without, after which it is ended: a library that runs out of memory may loop for ever
 
 
 class PlannerAside:
@@ -65,7 +71,8 @@ class PlannerAside:
             theirs.close()
         try:
             self._connection.send((what, args, options))
-            answer = self._connection.recv()
+            while (answer := self._heard()) == ALIVE:
+                pass
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
@@ -76,20 +83,53 @@ class PlannerAside:
             raise answer
         return answer
 
+    def _heard(self) -> Any:
+        """What the process says next.
+
+        Raises:
+            ConfigError: it says nothing, not even that it is at work; it has been ended.
+            OSError, EOFError: it has ended.
+        """
+        # Once more, for a sweep that was itself suspended meanwhile.
+        if self._connection.poll(SILENT) or self._connection.poll(2 * BEAT):
+            return self._connection.recv()
+        self._process.kill()
+        self.close()
+        raise ConfigError(
+            f"the process that looks at models and data said nothing for {SILENT:.0f} seconds and was ended "
+            "(suspended, or out of memory?)"
+        )
+
 
 def _serve(connection: Connection) -> None:
     """Answers questions until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    asked, speaking = threading.Event(), threading.Lock()
+    asked.set()
+    threading.Thread(target=_beat, args=(connection, asked, speaking), daemon=True).start()
     planner = import_module("vlprune.sweep.planner").Planner()
     with suppress(EOFError, OSError):  # the sweep has ended
         while True:
             what, args, options = connection.recv()
+            asked.set()
             try:
                 answer = getattr(planner, what)(*args, **options)
             except Exception as error:  # it belongs to who asked
                 if not isinstance(error, ConfigError | OSError):
                     error.add_note(traceback.format_exc())
                 answer = error
-            connection.send(answer)
+            with speaking:
+                asked.clear()
+                connection.send(answer)
+
+
+def _beat(connection: Connection, asked: threading.Event, speaking: threading.Lock) -> None:
+    """Says every few seconds that an answer is being looked for."""
+    with suppress(OSError):  # the sweep has ended
+        while asked.wait():
+            time.sleep(BEAT)
+            with speaking:
+                if asked.is_set():
+                    connection.send(ALIVE)
