@@ -12,7 +12,7 @@ import pytest
 from vlprune.execution import Interrupted
 from vlprune.store import lease
 from vlprune.store.doing import say
-from vlprune.store.lease import Busy, claimed, claimed_at_once, holder, lease_path
+from vlprune.store.lease import Busy, claimed, claimed_at_once, clear, holder, lease_path
 from vlprune.store.place import place
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -120,6 +120,19 @@ def test_a_holder_that_ended_here_is_not_waited_for(tmp_path):
     assert holder(path) is None
     with claimed_at_once([path]):
         assert holder(path) is not None
+
+
+def test_a_lease_is_cleared_where_its_holder_is_known_to_have_ended(tmp_path):
+    path = tmp_path / "x"
+    clear(path)
+    for changes, left in (({"place": place(), "pid": 999999999}, False), ({"place": "elsewhere"}, True)):
+        others(path, **changes)
+        clear(path)
+        assert lease_path(path).exists() == left
+    lease_path(path).unlink()
+    with claimed_at_once([path]):
+        clear(path)
+        assert lease_path(path).exists()
 
 
 def test_a_killed_holder_is_not_waited_for_and_a_stopped_one_for_a_while(tmp_path):

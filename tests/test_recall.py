@@ -1,6 +1,7 @@
 """What a finished sweep needs to print its table again: its results, and nothing of models and data."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from rich.console import Console
 
 from vlprune.models import save_model
 from vlprune.store.artifacts import Note, written
-from vlprune.store.record import load_records
+from vlprune.store.lease import lease_path
+from vlprune.store.place import place
+from vlprune.store.record import RECORD, load_records, run_directory
 from vlprune.store.weights import TEMPORARY, weights_path
 from vlprune.sweep.command import sweep
 from vlprune.sweep.local import local_pool
@@ -84,6 +87,27 @@ def test_weights_that_a_killed_sweep_left_are_deleted_and_those_that_are_kept_ar
     go(options, planner)
     assert planner.asked == 1
     assert [path.exists() for path in paths] == [True, False, False]
+
+
+def test_leases_that_killed_workers_left_at_finished_runs_are_deleted(options):
+    go(options, CountingPlanner())
+    leases = [lease_path(run_directory(options.results, own.key) / RECORD) for own in load_records(options.results)]
+    told = {"token": "t", "place": place(), "pid": 999999999, "host": "here", "since": 0.0, "doing": ""}
+
+    def leave():
+        for path in leases:
+            path.write_text(json.dumps(told))
+
+    leave()
+    planner = CountingPlanner()
+    go(options, planner)
+    assert planner.asked == 0
+    assert not any(path.exists() for path in leases)
+    leave()
+    next((options.results / "cache" / "plans").iterdir()).unlink()  # what was planned is not known any more
+    go(options, planner)
+    assert planner.asked == 1
+    assert not any(path.exists() for path in leases)
 
 
 def test_a_sweep_that_goes_on_deletes_the_weights_that_nothing_waits_for(options):

@@ -19,7 +19,7 @@ from vlprune.models import ModelAdapter, load_model
 from vlprune.store.artifacts import Note, intact, read_note, write_note, written
 from vlprune.store.doing import say
 from vlprune.store.keys import digest
-from vlprune.store.lease import claimed
+from vlprune.store.lease import claimed, clear
 from vlprune.store.origin import now, origin
 from vlprune.store.remote import Remote, remote_of
 
@@ -202,7 +202,8 @@ def obtain(stages: Sequence[Stage[T]], bench: Bench) -> list[T]:
 
 
 def _tidy(stage: Stage, store: Path) -> None:
-    """Deletes what a maker needed to go on from; one that was killed just after it was done has left it."""
+    """Deletes what a maker needed to go on from, and its lease; one killed just after it was done has left them."""
+    clear(stage.path(store))
     for suffix in stage.scratch:
         stage.path(store).with_suffix(suffix).unlink(missing_ok=True)
 

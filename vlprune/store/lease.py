@@ -129,6 +129,13 @@ def holder(path: Path) -> Sign | None:
     return sign if _lives(lease, sign) else None
 
 
+def clear(path: Path) -> None:
+    """Deletes the lease of an artifact whose holder is known to have ended, as one that was killed leaves it."""
+    lease = lease_path(path)
+    if (sign := _look(lease)) is not None and sign.gone:
+        _take_away(lease, sign)
+
+
 def _claim(path: Path) -> Sign | None:
     """Takes the lease of an artifact, also from a holder that is gone; else what the lease looks like."""
     lease, thread = lease_path(path), threading.get_ident()

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
+from pathlib import Path
 
 from rich.console import Console
 
@@ -16,8 +17,9 @@ from vlprune.reports.grid import terminal
 from vlprune.reports.origins import mixture
 from vlprune.reports.tables import summary
 from vlprune.store.doing import clock
+from vlprune.store.lease import clear
 from vlprune.store.manifest import Manifest, manifest_path, write_manifest
-from vlprune.store.record import ERROR, Record, predictions_path, run_directory
+from vlprune.store.record import ERROR, RECORD, Record, predictions_path, run_directory
 from vlprune.store.remote import RemoteError, remote_of
 from vlprune.store.verify import verify
 from vlprune.store.weights import settle, weights_path
@@ -62,6 +64,7 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
         if len(records) == len(known.cells):
             mirror.push_runs(known.variants.keys())
             mirror.settle((weights_path(options.results, record) for record in records), None)
+            _clear(options.results, known.variants)
             _say(console, f"{known.name}: {len(records)} runs, {len(records)} done")
             return _ended(_print_results(known, records, mirror, console), console)
     planned, files = planner.plan(options)
@@ -86,6 +89,7 @@ def sweep(options: Options, planner: Planner, new_pool: NewPool, console: Consol
     awaited = {run.tuned.file for run in missing}
     left = {run.tuned.file for run in planned.runs} - awaited
     mirror.settle((options.results / file for file in left), execution.keep_weights)
+    _clear(options.results, done)
     left_out = planner.check([run.cell.config for run in pending], skip_broken=options.skip_broken) if pending else []
     manifest = planned.manifest()
     write_manifest(options.results, manifest)
@@ -129,6 +133,12 @@ def verified(execution: Execution, console: Console) -> int:
     for fault in found.faults:
         _say(console, fault, style="red")
     return 1 if found.faults else 0
+
+
+def _clear(results: Path, keys: Iterable[str]) -> None:
+    """Deletes the leases of finished runs that workers have left that were killed."""
+    for key in keys:
+        clear(run_directory(results, key) / RECORD)
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
