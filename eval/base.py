@@ -17,6 +17,7 @@ Example = Mapping[str, Any]
 Prediction = dict[str, Any]
 Part = Callable[[], list[Any]]
 Keep = Callable[[int, Sequence[Part]], list[list[Any]]]
+PerImage = dict[str, dict[str, float]]
 
 
 def compute(_first: int, parts: Sequence[Part]) -> list[list[Any]]:
@@ -174,6 +175,8 @@ class Task:
             computed.
         prepare: (training examples) -> what `predict` gets as `prepared`; None: nothing is prepared, and training
             examples are not needed to predict.
+        per_image: (predictions, examples) -> {metric: {image id as text: pseudo-value}}, see `eval.pseudo`; pure. With
+            it comparisons know what another sample of images would change; None: they have the seeds alone.
         submission: the fields of a prediction that EvalAI takes, its id and its text; None: EvalAI takes none.
     """
 
@@ -190,6 +193,7 @@ class Task:
     options: type = NoOptions
     check: Callable[[Any, Examples], None] = _accept
     prepare: Callable[[Examples], Any] | None = None
+    per_image: Callable[..., PerImage] | None = None
     submission: tuple[str, str] | None = None
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic.dataclasses import dataclass
@@ -24,6 +25,7 @@ from eval.base import (
     CaptioningModel,
     Examples,
     Keep,
+    PerImage,
     Prediction,
     Task,
     align,
@@ -33,6 +35,7 @@ from eval.base import (
     pick_captions,
 )
 from eval.options import STRICT, AtLeastOne
+from eval.pseudo import of_sums
 from eval.ptb import words
 
 BATCH = 64  # images captioned at a time, which are a part of the evaluation
@@ -77,20 +80,13 @@ def score(
         ValueError: no captions, not as many as references, an image without reference, an unknown extra metric.
         RuntimeError: Java or the models of SPICE are missing or fail.
     """
-    if not captions or len(captions) != len(references):
-        raise ValueError(f"wanted one caption for each set of references, got {len(captions)} for {len(references)}")
-    if lacking := [i for i, texts in enumerate(references) if not texts or isinstance(texts, str)]:
-        raise ValueError(
-            f"references must be a list of texts for each caption; number {lacking[0]} is {references[lacking[0]]!r}"
-        )
     if unknown := [name for name in extra if name not in EXTRA]:
         raise ValueError(f"unknown extra metric {unknown[0]!r}; there are: {', '.join(EXTRA)}")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    said = {i: [" ".join(words(text))] for i, text in enumerate(captions)}
-    wanted = {i: [" ".join(words(text)) for text in texts] for i, texts in enumerate(references)}
+    said, wanted = _tokenized(captions, references)
     result = {
         "bleu4": Bleu(4).compute_score(wanted, said, verbose=0)[0][3],
         "rougel": Rouge().compute_score(wanted, said)[0],
@@ -99,6 +95,20 @@ def score(
     java = {"meteor": _meteor, "spice": _spice}
     result |= {name: java[name](said, wanted) for name in extra}
     return {name: 100 * float(value) for name, value in result.items()}
+
+
+def _tokenized(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Captions and references as pycocoevalcap takes them, or a ValueError where they do not belong together."""
+    if not captions or len(captions) != len(references):
+        raise ValueError(f"wanted one caption for each set of references, got {len(captions)} for {len(references)}")
+    if lacking := [i for i, texts in enumerate(references) if not texts or isinstance(texts, str)]:
+        raise ValueError(
+            f"references must be a list of texts for each caption; number {lacking[0]} is {references[lacking[0]]!r}"
+        )
+    said = {i: [" ".join(words(text))] for i, text in enumerate(captions)}
+    return said, {i: [" ".join(words(text)) for text in texts] for i, texts in enumerate(references)}
 
 
 def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> float:
@@ -157,6 +167,46 @@ def score_predictions(
     """`score` of predictions {"image_id", "caption"}, each against the captions of the example of its image_id."""
     captions, references = zip(*align(predictions, examples, key="image_id", said="caption", wanted="captions"))
     return score(captions, references, extra=extra)
+
+
+def per_image(predictions: Sequence[Prediction], examples: Examples) -> PerImage:
+    """The pseudo-values of each metric for each image; CIDEr keeps the document frequencies of all references.
+
+    Raises:
+        ValueError: as `score`.
+    """
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    captions, references = zip(*align(predictions, examples, key="image_id", said="caption", wanted="captions"))
+    said, wanted = _tokenized(captions, references)
+    cooked = [cook_test(said[i][0], cook_refs(wanted[i])) for i in said]
+    counts = [[*c["correct"], *c["guess"], c["testlen"], _closest(c["reflen"], c["testlen"])] for c in cooked]
+    values = {
+        "bleu4": of_sums(np.array(counts, float), _bleu4),
+        "rougel": Rouge().compute_score(wanted, said)[1],
+        "cider": Cider().compute_score(wanted, said)[1],
+    }
+    images = list(by_id(examples, "image_id", "captions", "references"))
+    return {name: dict(zip(images, (100 * np.asarray(own)).tolist(), strict=True)) for name, own in values.items()}
+
+
+def _closest(lengths: Sequence[int], length: int) -> int:
+    """The length of a reference that is nearest to that of a caption, of two the smaller."""
+    return min((abs(own - length), own) for own in lengths)[1]
+
+
+def _bleu4(sums: Float[np.ndarray, "k counts"]) -> Float[np.ndarray, " k"]:
+    """BLEU-4, 0-1, as pycocoevalcap computes it.
+
+    Args:
+        sums: correct n-grams (4), n-grams of the captions (4), words of the captions, words of the references.
+    """
+    correct, guessed, said, wanted = sums[:, :4], sums[:, 4:8], sums[:, 8], sums[:, 9]
+    precision = np.prod((correct + 1e-15) / (guessed + 1e-9), axis=1) ** 0.25
+    ratio = (said + 1e-15) / (wanted + 1e-9)
+    return precision * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
 def loss(model: CaptioningModel, examples: Examples, generator: Generator) -> Float[Tensor, ""]:
@@ -229,6 +279,7 @@ TASK = Task(
     floors=floors,
     options=CaptioningOptions,
     check=check,
+    per_image=per_image,
     submission=("image_id", "caption"),
 )
 

@@ -19,6 +19,7 @@ from eval import command
 from eval.base import (
     Examples,
     Keep,
+    PerImage,
     Prediction,
     RetrievalModel,
     Task,
@@ -29,6 +30,7 @@ from eval.base import (
     pick_captions,
 )
 from eval.options import STRICT, AtLeastOne
+from eval.pseudo import of_mean
 
 LEVELS = (1, 5, 10)
 BATCH = 64  # images or texts embedded at a time
@@ -101,7 +103,7 @@ def _summary(tr_ranks: Sequence[int] | np.ndarray, ir_ranks: Sequence[int] | np.
     return _named(tr, ir)
 
 
-def _named(tr: Sequence[float], ir: Sequence[float]) -> dict[str, float]:
+def _named(tr: Sequence[float] | np.ndarray, ir: Sequence[float]) -> dict[str, float]:
     tr_mean, ir_mean = sum(tr) / len(LEVELS), sum(ir) / len(LEVELS)
     return dict(zip(METRICS, (*tr, tr_mean, *ir, ir_mean, (tr_mean + ir_mean) / 2), strict=True))
 
@@ -282,6 +284,17 @@ def score(predictions: Sequence[Prediction], examples: Examples) -> dict[str, fl
     Raises:
         ValueError: a query that is missing, unknown or answered twice, or a prediction that is not one.
     """
+    found = _ranks_of(predictions, examples)
+    tr, ir = ([rank for (_, caption), rank in found.items() if (caption is None) == own] for own in (True, False))
+    return _summary(tr, ir)
+
+
+def _ranks_of(predictions: Sequence[Prediction], examples: Examples) -> dict[tuple[str, int | None], int]:
+    """{(image id, None or number of a caption): rank, from 0, of the first right answer}, first of all images.
+
+    Raises:
+        ValueError: as `score`.
+    """
     counts = {key: len(texts) for key, texts in by_id(examples, "image_id", "captions", "references").items()}
     found: dict[tuple[str, int | None], int] = {}
     for number, row in enumerate(predictions, 1):
@@ -299,7 +312,26 @@ def score(predictions: Sequence[Prediction], examples: Examples) -> dict[str, fl
             f"{len(found)} predictions for {len(wanted)} queries: "
             f"image_id {odd[0]}, caption {odd[1]} is only in one of them"
         )
-    return _summary([found[key, None] for key in counts], [found[query] for query in wanted[len(counts) :]])
+    return {query: found[query] for query in wanted}
+
+
+def per_image(predictions: Sequence[Prediction], examples: Examples) -> PerImage:
+    """The pseudo-values of each recall for each image, with those of its captions.
+
+    Raises:
+        ValueError: as `score`.
+    """
+    found = _ranks_of(predictions, examples)
+    images = [image for image, caption in found if caption is None]
+    owners = [image for image, caption in found if caption is not None]
+    tr = np.array([rank for (_, caption), rank in found.items() if caption is None])
+    ir = np.array([rank for (_, caption), rank in found.items() if caption is not None])
+    by_text = [of_mean(100.0 * (ir < k), owners) for k in LEVELS]
+    rows = [
+        _named(100.0 * (tr[place] < np.array(LEVELS)), [own[image] for own in by_text])
+        for place, image in enumerate(images)
+    ]
+    return {metric: {image: float(row[metric]) for image, row in zip(images, rows)} for metric in METRICS}
 
 
 def floors(_train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
@@ -332,6 +364,7 @@ TASK = Task(
     floors=floors,
     options=RetrievalOptions,
     check=check,
+    per_image=per_image,
 )
 
 if __name__ == "__main__":

@@ -20,14 +20,17 @@ from eval import command
 from eval.base import (
     Examples,
     Keep,
+    PerImage,
     Prediction,
     Task,
     VqaModel,
     align,
+    by_id,
     columns,
     compute,
 )
 from eval.options import STRICT, AtLeastOne
+from eval.pseudo import of_mean
 
 IMAGES = 64  # images encoded at a time, whose questions are a part of the evaluation
 QUESTIONS = 128  # questions answered at a time
@@ -217,6 +220,17 @@ def score(predictions: Sequence[Prediction], examples: Examples) -> dict[str, fl
     return {"accuracy": sum(accuracy(answer, truths) for answer, truths in pairs) / len(pairs)}
 
 
+def per_image(predictions: Sequence[Prediction], examples: Examples) -> PerImage:
+    """The pseudo-values of the accuracy for each image, with those of all its questions.
+
+    Raises:
+        ValueError: as `score`.
+    """
+    pairs = align(predictions, examples, key="question_id", said="answer", wanted="answers")
+    images = by_id(examples, "question_id", "image_id", "references").values()
+    return {"accuracy": of_mean([accuracy(answer, truths) for answer, truths in pairs], list(map(str, images)))}
+
+
 def floors(train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
     """{"most frequent answer", "question only": accuracies of answering without a look at the image}.
 
@@ -258,6 +272,7 @@ TASK = Task(
     options=VqaOptions,
     check=check,
     prepare=answer_list,
+    per_image=per_image,
     submission=("question_id", "answer"),
 )
 

@@ -12,8 +12,10 @@ import vlprune as vp
 from vlprune.config import ConfigError, Options
 from vlprune.reports.frame import frame
 from vlprune.reports.publish import publish
+from vlprune.reports.uncertainty import of_seeds_and_images
 from vlprune.store.artifacts import Note, written
 from vlprune.store.manifest import Manifest, Place, write_manifest
+from vlprune.store.per_image import per_image_path, write_per_image
 from vlprune.store.record import LOSSES, RECORD, record_text, run_directory
 from vlprune.store.remote import RemoteError
 
@@ -129,7 +131,7 @@ def test_a_clone_with_tables_alone_has_the_rows_that_its_runs_have(tmp_path):
     stored(tmp_path / "here", records, "t")
     long = vp.load_results(tmp_path / "here")
     for name in ("t", "u"):
-        publish(name, records, HEADLINES, directory=tmp_path / "clone" / "tables", cache=tmp_path / "cache")
+        publish(name, records, HEADLINES, results=tmp_path / "clone")
     assert same(vp.load_results(tmp_path / "clone", "t"), long)
     assert same(vp.load_results(tmp_path / "clone" / "tables" / "t_results.csv"), long)
     assert same(vp.load_results(tmp_path / "clone"), long)  # a run of two tables is there once
@@ -140,7 +142,7 @@ def test_a_clone_with_tables_alone_has_the_rows_that_its_runs_have(tmp_path):
 
 def test_texts_that_look_like_numbers_stay_texts(tmp_path):
     one = dataclasses.replace(full("7", "omp", 0.5, "vqa"), key="1e5", stages={"settings": "0012", "masks": "m"})
-    publish("t", [one], HEADLINES, directory=tmp_path / "tables", cache=tmp_path / "cache")
+    publish("t", [one], HEADLINES, results=tmp_path)
     (row,) = vp.load_results(tmp_path).to_dict("records")[:1]
     assert (row["model"], row["key"], row["settings"], row["commit"]) == ("7", "1e5", "0012", "0123456")
 
@@ -165,6 +167,72 @@ def test_losses_are_a_row_for_each_step(tmp_path):
     (run_directory(tmp_path, records[0].key) / LOSSES).write_text("step,loss,lr\n1,2.5,0.0001\n2,2.25,0.0002\n")
     losses = vp.load_losses(tmp_path)
     assert losses[["method", "step", "loss", "lr"]].values.tolist() == [["omp", 1, 2.5, 1e-4], ["omp", 2, 2.25, 2e-4]]
+
+
+def images_of(results, own, values):
+    """The pseudo-values of a run of the metric accuracy, which must have their mean as its value."""
+    assert np.mean(values) == pytest.approx(own.metrics["accuracy"])
+    write_per_image(results, own.key, {"accuracy": {f"{n:03}": value for n, value in enumerate(values)}})
+
+
+def compared(tmp_path):
+    """Three seeds of two methods with pseudo-values of 40 images, stored; and their differences (seeds, images)."""
+    draw = np.random.default_rng(0)
+    differences = 3 + draw.normal(0, 2, (3, 40)) + draw.normal(0, 1, 40) + draw.normal(0, 1, (3, 1))
+    records = []
+    for seed, own in enumerate(differences):
+        plain = draw.normal(50, 10, 40)
+        for method, values in (("omp", plain), ("lamp", plain + own)):
+            records.append(full("b", method, 0.75, "vqa", seed, values.mean()))
+            images_of(tmp_path, records[-1], values)
+    stored(tmp_path, records, "t")
+    return records, differences
+
+
+def test_pseudo_values_are_a_row_for_each_image(tmp_path):
+    records, _ = compared(tmp_path)
+    images = vp.load_per_image(tmp_path)
+    assert list(images.columns) == [
+        *("model", "method", "variant", "sparsity", "seed", "task", "metric", "image_id", "value", "key")
+    ]
+    assert len(images) == 6 * 40
+    means = images.groupby("key", observed=True).value.mean()
+    assert all(means[own.key] == pytest.approx(own.metrics["accuracy"], rel=1e-8) for own in records)
+    assert list(images.image_id.cat.categories) == [f"{n:03}" for n in range(40)]
+
+
+def test_compare_knows_the_images_of_what_was_loaded(tmp_path):
+    records, differences = compared(tmp_path)
+    df = vp.load_results(tmp_path)
+    (row,) = vp.compare(df).itertuples()
+    found = of_seeds_and_images(differences)
+    assert (row.seeds, row.images) == (3, 40)
+    assert (row.difference, row.low, row.high, row.p) == pytest.approx((found.mean, *found.interval(), found.p()), 1e-5)
+    given = vp.compare(pd.DataFrame(df), images=vp.load_per_image(tmp_path))
+    assert same(given, vp.compare(df))
+    assert same(vp.compare(df[df.task == "vqa"]), vp.compare(df))
+    publish("t", records, HEADLINES, results=tmp_path)
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "tables").rename(tmp_path / "clone" / "tables")
+    assert same(vp.compare(vp.load_results(tmp_path / "clone")), vp.compare(df))
+    assert same(vp.load_per_image(tmp_path / "clone"), vp.load_per_image(tmp_path))
+
+
+def test_one_seed_is_compared_over_its_images(tmp_path):
+    compared(tmp_path)
+    df = vp.load_results(tmp_path)
+    (row,) = vp.compare(df[df.seed == 1]).itertuples()
+    assert (row.seeds, row.images) == (1, 40)
+    assert row.low < row.difference < row.high
+
+
+def test_without_the_pseudo_values_of_one_run_seeds_alone_are_compared(tmp_path, caplog):
+    records, _ = compared(tmp_path)
+    path = per_image_path(tmp_path, records[0].key)
+    path.write_text(path.read_text().replace("1", "2", 1))
+    (row,) = vp.compare(vp.load_results(tmp_path)).itertuples()
+    assert (row.seeds, row.images) == (3, 0)
+    assert f"{path} cannot be read and counts as not there" in caplog.text
 
 
 def test_a_url_is_read_like_a_directory(tmp_path):

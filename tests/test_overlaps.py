@@ -145,14 +145,14 @@ def test_fewer_than_two_bundles_and_damaged_ones_write_no_overlap(tmp_path, capl
     records = [record("dense", 0.0), record("omp"), record("lamp")]
 
     def published():
-        files = publish("t", records, {"vqa": "accuracy"}, directory=tmp_path / "tables", cache=tmp_path)
+        files = publish("t", records, {"vqa": "accuracy"}, results=tmp_path)
         assert sorted(files) == sorted((tmp_path / "tables").iterdir())
         return [path.name for path in files if "overlap" in path.name]
 
     assert published() == []
-    bundle(tmp_path, records[1])
+    bundle(tmp_path / "cache", records[1])
     assert published() == []
-    path = bundle(tmp_path, records[2])
+    path = bundle(tmp_path / "cache", records[2])
     intact = path.read_bytes()
     path.write_bytes(intact[:-3])
     assert published() == []
@@ -164,8 +164,8 @@ def test_fewer_than_two_bundles_and_damaged_ones_write_no_overlap(tmp_path, capl
 def test_without_torch_a_table_is_published_without_its_overlap(tmp_path, monkeypatch, caplog):
     records = [record("omp"), record("lamp")]
     for one in records:
-        bundle(tmp_path, one)
+        bundle(tmp_path / "cache", one)
     monkeypatch.setitem(sys.modules, "vlprune.masks", None)  # as where torch is not installed
-    files = publish("t", records, {"vqa": "accuracy"}, directory=tmp_path / "tables", cache=tmp_path)
+    files = publish("t", records, {"vqa": "accuracy"}, results=tmp_path)
     assert [path.name for path in files] == ["t.md", "t.csv", "t_results.csv", "t_vqa.png"]
     assert "vlprune.masks" in caplog.text

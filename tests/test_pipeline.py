@@ -93,6 +93,16 @@ def test_the_record_counts_the_zeros_of_every_layer_as_its_masks_do(config, exec
 
 
 @pytest.mark.parametrize("task", ["retrieval", "captioning", "vqa"])
+def test_every_task_stores_what_each_image_has_to_do_with_its_metrics(task, config, execution):
+    options = {"max_length": 8} if task == "captioning" else {}
+    record = run(of_task(pruned(config, "omp"), task, **options), execution)
+    images = vp.load_per_image(execution.store)
+    means = images.groupby("metric", observed=True).value.mean()
+    assert dict(means) == pytest.approx(record.metrics, rel=1e-6, abs=1e-6)
+    assert images.image_id.nunique() == len({row["image_id"] for row in vp.load_pairs(config.task.data, "test")})
+
+
+@pytest.mark.parametrize("task", ["retrieval", "captioning", "vqa"])
 def test_every_task_scores_a_dense_run_without_a_store(config, task):
     options = {"max_length": 8} if task == "captioning" else {}
     record = run(of_task(replace(config, pruning=PruningConfig()), task, **options))

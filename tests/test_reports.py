@@ -17,7 +17,7 @@ from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import Grid, Line, html_table, latex, markdown, terminal
 from vlprune.reports.plots import figure, save
 from vlprune.reports.publish import publish, render
-from vlprune.reports.significance import compare, sign_flip
+from vlprune.reports.significance import compare
 from vlprune.reports.tables import averages, details, summary
 from vlprune.reports.variants import find, labels, variant
 from vlprune.store.keys import digest
@@ -476,22 +476,19 @@ def test_figures_have_a_panel_per_model_and_name_everything(tmp_path):
 
 
 def test_a_dense_only_table_is_published(tmp_path):
-    files = publish(
-        "d", [record("tiny-blip", "dense", 0.0, "vqa")], HEADLINES, directory=tmp_path, cache=tmp_path / "cache"
-    )
+    files = publish("d", [record("tiny-blip", "dense", 0.0, "vqa")], HEADLINES, results=tmp_path)
     assert [path.name for path in files] == ["d.md", "d.csv", "d_results.csv", "d_vqa.png"]
     assert all(path.stat().st_size for path in files)
 
 
 def test_published_files_name_variants_as_the_manifest_does(tmp_path):
     records, variants = at_rates({("dense", 1e-4): 80.0, ("dense", 1e-3): 50.0, ("omp", 1e-3): 40.0})
-    directory = {"directory": tmp_path, "cache": tmp_path / "cache"}
-    publish("my table", records, HEADLINES, **directory, variants=variants)
-    text = (tmp_path / "my table.md").read_text()
+    publish("my table", records, HEADLINES, results=tmp_path, variants=variants)
+    text = (tmp_path / "tables" / "my table.md").read_text()
     assert "dense lr=0.0001" in text
     assert "(my%20table_vqa.png)" in text
     assert "tiny" not in text
-    assert "b,dense,lr=0.0001,0,vqa" in (tmp_path / "my table.csv").read_text()
+    assert "b,dense,lr=0.0001,0,vqa" in (tmp_path / "tables" / "my table.csv").read_text()
 
 
 # ---- comparisons ----
@@ -503,40 +500,29 @@ def test_compare_pairs_by_seed():
     records += [record("b", "lamp", 0.75, "vqa", 9, 0.0), record("b", "dense", 0.0, "vqa", 0, 80.0)]
     (row,) = compare(frame(records)).itertuples()
     assert (row.model, row.task, row.metric, row.sparsity, row.method) == ("b", "vqa", "accuracy", 0.75, "lamp")
-    assert (row.pairs, row.difference) == (3, 4.0)
+    assert (row.seeds, row.images, row.difference) == (3, 0, 4.0)
     half = 4.302653 * 1 / np.sqrt(3)  # Student's t, two degrees of freedom
     assert (row.low, row.high) == pytest.approx((4 - half, 4 + half), rel=1e-6)
-    assert row.p == 0.25
+    assert row.p == row.p_holm == pytest.approx(0.0202, abs=1e-4)
+    assert not row.equivalent
     with pytest.raises(ValueError, match=r"'opm'.*'omp'"):
         compare(frame(records), baseline="opm")
 
 
 def test_equal_differences_have_an_interval_of_no_width():
-    records = [record("b", m, 0.75, "vqa", seed, v) for m, v in (("omp", 50.0), ("lamp", 53.0)) for seed in range(3)]
+    records = [record("b", m, 0.75, "vqa", seed, v) for m, v in (("omp", 50.0), ("lamp", 50.5)) for seed in range(3)]
     (row,) = compare(frame(records)).itertuples()
-    assert (row.difference, row.low, row.high) == (3.0, 3.0, 3.0)
+    assert (row.difference, row.low, row.high, row.p, row.equivalent) == (0.5, 0.5, 0.5, 0.0, True)
+    (row,) = compare(frame(records), margin=0.4).itertuples()
+    assert not row.equivalent
 
 
-def test_one_seed_gives_a_difference_without_a_p_value():
+def test_one_seed_without_images_gives_a_difference_without_a_p_value():
     records = [record("b", m, 0.75, "vqa", 0, v) for m, v in (("omp", 50.0), ("lamp", 53.0))]
     (row,) = compare(frame(records)).itertuples()
     assert row.difference == 3.0
-    assert np.isnan([row.low, row.high, row.p]).all()
-
-
-def test_sign_flip_counts_by_hand():
-    assert sign_flip(np.array([1.0, 2.0, 3.0, -1.0])) == 6 / 16
-    assert sign_flip(np.zeros(3)) == 1.0
-    # Sums that only rounding tells apart: all flips of these reach zero.
-    assert sign_flip(np.array([0.1, 0.2, -0.3])) == 1.0
-    assert sign_flip(1e-9 * np.arange(1, 4)) == 2 / 8
-
-
-def test_sign_flip_of_many_pairs_is_drawn_by_chance_and_the_same_each_time():
-    difference = np.sqrt(np.arange(16)) - 2.2
-    exact, drawn = sign_flip(difference), [sign_flip(np.append(difference, 1e-6)) for _ in range(2)]
-    assert drawn[0] == drawn[1] == pytest.approx(exact, rel=0.05)
-    assert sign_flip(np.ones(40)) < 1e-4
+    assert np.isnan([row.low, row.high, row.p, row.p_holm]).all()
+    assert not row.equivalent
 
 
 def test_compare_keeps_its_columns_when_nothing_pairs():
@@ -557,7 +543,7 @@ def test_compare_keeps_other_data_and_settings_apart():
     ]
     long = frame(records)
     found = compare(long)
-    assert list(zip(found.data, found.difference, found.pairs)) == [
+    assert list(zip(found.data, found.difference, found.seeds)) == [
         ("scenes", 2.0, 2),
         ("photos", 3.0, 2),
         ("scenes", 5.0, 2),
@@ -571,7 +557,7 @@ def test_a_baseline_of_one_variant_pairs_with_every_variant_and_one_of_several_i
     records = [varied(a, seed=s, value=70 + a + s) for a in (1.0, 4.0) for s in (0, 1)]
     records += [varied(8.0, "omp", seed=s, value=60.0 + s) for s in (0, 1)]
     found = compare(frame(records))
-    assert list(zip(found.method, found.variant, found.difference, found.pairs)) == [
+    assert list(zip(found.method, found.variant, found.difference, found.seeds)) == [
         ("chita++", "", 11.0, 2),
         ("chita++", "alignment=4", 14.0, 2),
     ]

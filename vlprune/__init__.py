@@ -23,7 +23,7 @@ _HOMES = {
     "vlprune.models.official_masks": ("export_masks", "import_masks"),
     "vlprune.pipeline": ("evaluate", "run"),
     "vlprune.pruners": ("PRUNERS", "Pruner"),
-    "vlprune.reports.load": ("load_layers", "load_losses", "load_results"),
+    "vlprune.reports.load": ("load_layers", "load_losses", "load_per_image", "load_results"),
     "vlprune.reports.significance": ("compare",),
     "vlprune.selection": ("select",),
     "vlprune.stages.masks": ("compute_masks",),

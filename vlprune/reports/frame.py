@@ -19,6 +19,7 @@ COLUMNS = (
     *("settings", "key", "label"),
 )
 RESULTS = "_results.csv"  # how the name of the file ends that the rows of a table are stored in
+PER_IMAGE = "_images.parquet"  # and the pseudo-values of its runs
 FLOOR_COLUMNS = ("model", "floor", "variant", "seed", "task", "metric", "value", "label")
 RUN = ["model", "method", "variant", "sparsity", "seed", "task", "metric"]
 # Settings that have a column under another name.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +15,19 @@ import numpy as np
 import pandas as pd
 
 from vlprune.config import PARTS
-from vlprune.reports.frame import RESULTS, RUN, categories, column, frame, label_of, variant_of
+from vlprune.reports.frame import PER_IMAGE, RESULTS, RUN, categories, column, frame, label_of, variant_of
 from vlprune.reports.variants import NO_DEFAULTS, Defaults
-from vlprune.store.artifacts import note_path
+from vlprune.store.artifacts import content, note_path
 from vlprune.store.manifest import manifest_path, read_manifest
+from vlprune.store.per_image import SUFFIX, per_image_path
 from vlprune.store.record import LOSSES, RECORD, Record, load_records, run_directory
 from vlprune.store.remote import ObjectStore
 
+logger = logging.getLogger(__name__)
+
+SOURCE = "results"  # the attribute of a frame that says where it was loaded from
 AT_ONCE = 16  # files that are copied at once
+IMAGE_COLUMNS = [*RUN, "image_id", "value", "key"]
 WHOLE = ("seed", "peak_memory")
 NUMBERS = ("sparsity", "value", "dense", "retention", "floor", "measured_sparsity", "seconds")
 
@@ -56,6 +63,12 @@ def load_results(path: str | Path, table: str | None = None) -> pd.DataFrame:
         ConfigError: no sweep of that table.
         ValueError: a file that is not one of results.
     """
+    found = _results(path, table)
+    found.attrs[SOURCE] = str(path)
+    return found
+
+
+def _results(path: str | Path, table: str | None) -> pd.DataFrame:
     if str(path).endswith(".parquet"):
         return _checked(pd.read_parquet(path), path)
     if str(path).endswith(".csv"):
@@ -125,6 +138,59 @@ def load_losses(path: str | Path, table: str | None = None) -> pd.DataFrame:
     long = _repeated(records, variants, list(map(len, own)))
     found = pd.concat(own, ignore_index=True).astype({"step": int, "loss": float, "lr": float})
     return pd.concat([long, found, long.pop("key")], axis=1)
+
+
+def load_per_image(path: str | Path, table: str | None = None) -> pd.DataFrame:
+    """One row per finished run, metric and image of the test set: the pseudo-value, see `eval.pseudo`.
+
+    Columns: model, method, variant, sparsity (asked for), seed, task, metric, image_id, value (their mean over the
+    images is the metric of the run), key.
+
+    Args:
+        path: a results directory, or the URL of one. A directory without runs, as a fresh clone has it, has the
+            pseudo-values of the tables in it.
+        table: as `load_results` takes it.
+
+    Raises:
+        FileNotFoundError: there is no such directory, or neither a finished run nor a table in it.
+        ConfigError: no sweep of that table.
+    """
+    runs = load_results(path, table).reindex(columns=[*RUN[:-1], "key"]).drop_duplicates(["key"])
+    found = per_image_of(path, runs.key)
+    long = [own.rename_axis("image_id").reset_index().melt("image_id", var_name="metric") for own in found.values()]
+    rows = pd.concat([own.assign(key=key) for key, own in zip(found, long)] or [pd.DataFrame(columns=IMAGE_COLUMNS)])
+    rows = runs.astype({"key": str}).merge(rows, on="key").reindex(columns=IMAGE_COLUMNS)
+    return rows.assign(**{name: categories(list(rows[name])) for name in ("metric", "image_id", "key")})
+
+
+def per_image_of(path: str | Path, keys: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """{run key: pseudo-values (images, metrics), the image ids as index} of the runs of which they are known.
+
+    Args:
+        path: as `load_results` takes it; a file has none.
+        keys: keys of runs.
+    """
+    if str(path).endswith((".csv", ".parquet")):
+        return {}
+    asked = set(keys)
+    with _directory(path, lambda file: file.name.endswith((SUFFIX, PER_IMAGE))) as results:
+        found = {key: own for key in asked if (own := _pseudo_values(per_image_path(results, key))) is not None}
+        for file in sorted((results / "tables").glob(f"*{PER_IMAGE}")):
+            rows = pd.read_parquet(file)
+            for key, own in rows[rows.key.isin(asked - found.keys())].groupby("key", observed=True):
+                found[str(key)] = own.drop(columns="key").dropna(axis=1).set_index("image_id")
+    return found
+
+
+def _pseudo_values(file: Path) -> pd.DataFrame | None:
+    """The pseudo-values of a run; None where there are none, or, with a warning, damaged ones."""
+    try:
+        return pd.read_csv(io.BytesIO(content(file)), dtype={"image_id": str}).set_index("image_id")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s cannot be read and counts as not there: %s", file, error)
+        return None
 
 
 def _repeated(records: list[Record], variants: Mapping[str, str] | None, times: list[int]) -> pd.DataFrame:

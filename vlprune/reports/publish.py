@@ -11,13 +11,14 @@ import pandas as pd
 
 from vlprune import escapes
 from vlprune.reports import plots
-from vlprune.reports.frame import RESULTS, floor_frame, frame
+from vlprune.reports.frame import PER_IMAGE, RESULTS, floor_frame, frame
 from vlprune.reports.grid import html_table, latex, markdown, paragraph
+from vlprune.reports.load import per_image_of
 from vlprune.reports.origins import mixture
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
 from vlprune.reports.tables import averages, details, summary
 from vlprune.reports.variants import NO_DEFAULTS, Defaults
-from vlprune.store.atomic import write_text
+from vlprune.store.atomic import atomic, write_text
 from vlprune.store.record import Record
 
 logger = logging.getLogger(__name__)
@@ -59,23 +60,22 @@ def publish(
     records: Iterable[Record],
     headlines: Mapping[str, str],
     *,
-    directory: Path,
-    cache: Path,
+    results: Path,
     variants: Mapping[str, str] | None = None,
     defaults: Defaults = NO_DEFAULTS,
 ) -> list[Path]:
-    """Writes the files of a table and returns them.
+    """Writes the files of a table into `tables` of a results directory, and returns them.
 
     `<name>.md`, `<name>.csv` (means over seeds), `<name>_results.csv` (a row per run and metric, which `load_results`
-    reads) and a figure `<name>_<task>.png` per task; where masks that can be compared are in the cache of the sweep,
-    also `<name>_overlap.csv` and `<name>_overlap.png`.
+    reads), where there are any `<name>_images.parquet` (pseudo-values, which `load_per_image` reads), and a figure
+    `<name>_<task>.png` per task; where masks that can be compared are in the cache of the sweep, also
+    `<name>_overlap.csv` and `<name>_overlap.png`.
 
     Args:
         name: name of the table.
         records: finished runs.
         headlines: {task: metric}.
-        directory: where the files go.
-        cache: cache directory of the sweep.
+        results: the results directory.
         variants: {record key: variant}, as `frame` takes them.
         defaults: {method: {option: default as text}}, as `frame` takes them.
 
@@ -83,18 +83,23 @@ def publish(
         ValueError: two runs in one place; nothing is written.
         OSError: a file cannot be written.
     """
-    records = list(records)
+    records, directory = list(records), results / "tables"
     texts = {form: render(records, headlines, form, variants, defaults) for form in ("csv", "markdown")}
     long, floors = frame(records, variants, defaults), floor_frame(records, variants)
     figures = {f"{task} against sparsity": (task, directory / f"{name}_{task}.png") for task in long.task.unique()}
     written = [directory / f"{name}{end}" for end in (".md", ".csv", RESULTS)]
     write_text(written[1], texts["csv"])
     write_text(written[2], long.to_csv(index=False))
+    if found := per_image_of(results, [record.key for record in records]):
+        rows = pd.concat([own.reset_index().assign(key=key) for key, own in found.items()])
+        written.append(directory / f"{name}{PER_IMAGE}")
+        with atomic(written[-1]) as half:
+            rows.astype({"key": "category", "image_id": "category"}).to_parquet(half, index=False, compression="zstd")
     written += [path for _, path in figures.values()]
     for task, path in figures.values():
         plots.save(plots.figure(long, floors, task, headlines[task]), path)
     pictures = {title: path.name for title, (_, path) in figures.items()}
-    overlaps = _overlaps(records, cache, variants)
+    overlaps = _overlaps(records, results / "cache", variants)
     if len(overlaps):
         written += [directory / f"{name}_overlap.csv", directory / f"{name}_overlap.png"]
         write_text(written[-2], overlaps.to_csv(index=False, float_format="%.6g"))

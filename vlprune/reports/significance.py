@@ -1,39 +1,54 @@
-"""Paired comparisons of methods over seeds."""
+"""Paired comparisons of methods, over seeds and images."""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from vlprune.config import DENSE, unknown
 from vlprune.reports.frame import check_comparable, rows
+from vlprune.reports.load import SOURCE, per_image_of
+from vlprune.reports.uncertainty import holm, of_seeds, of_seeds_and_images
 from vlprune.reports.variants import find, labels
 
 PLACE = ["model", "task", "data", "settings", "metric", "sparsity"]
 SETTING = ["model", "task", "data", "settings"]
-COLUMNS = [*PLACE, "method", "variant", "pairs", "difference", "low", "high", "p"]
-FLIPS = 2**16
+COLUMNS = [
+    *(*PLACE, "method", "variant", "seeds", "images", "difference"),
+    *("low", "high", "p", "p_holm", "equivalent"),
+]
 
 
-def compare(df: pd.DataFrame, baseline: str = "omp") -> pd.DataFrame:
-    """Differences of every method to a baseline, paired by seed, per model, task, data, settings, metric and sparsity.
+def compare(
+    df: pd.DataFrame, baseline: str = "omp", images: pd.DataFrame | None = None, margin: float = 1.0
+) -> pd.DataFrame:
+    """Differences of every method to a baseline, per model, task, data, settings, metric and sparsity.
 
-    Both runs of a pair share their seed, so the interval speaks of calibration and fine-tuning noise on one test set,
-    not of other test sets. With one seed there is a difference, but neither an interval nor a p-value.
+    Both runs of a pair have the same seed and are evaluated on the same images. Where the pseudo-values of the images
+    are known, the interval speaks of other seeds and other images at once (see `of_seeds_and_images`); with one seed,
+    of other images alone. Where they are not, it speaks of other seeds alone, and with one seed there is none.
+
+    Example:
+        >>> df = load_results("results", "quickstart")
+        >>> compare(df[df.metric == "r_mean"], baseline="omp")
 
     Args:
         df: as `load_results` returns it, with one run per place and seed; runs on other data or with other settings are
             compared apart.
         baseline: name of the method to compare with, or of one of its variants, "chita++ alignment=4". The dense model
             is never compared.
+        images: pseudo-values, as `load_per_image` returns them; None: those that are where `df` was loaded from.
+        margin: differences up to this one, in units of the metric, count as none for `equivalent`.
 
     Returns:
-        model, task, data, settings, metric, sparsity, method, variant, pairs (number of seeds that both have),
-        difference (mean of method - baseline), low and high (95 % interval of Student's t), p (two-sided, see
-        `sign_flip`); the last three are NaN below 2 pairs.
+        model, task, data, settings, metric, sparsity, method, variant, seeds (their number, of those that both have),
+        images (their number; 0 where their pseudo-values are not known), difference (mean of method - baseline), low
+        and high (95 % interval), p (two-sided, of the same test as the interval), p_holm (corrected for all rows that
+        are returned: select the metrics that are of interest first), equivalent (whether the 90 % interval lies within
+        ± margin: two one-sided tests at 5 %). NaN and False where there is no interval.
 
     Raises:
         ValueError: the baseline is not among the methods or has several variants, or two runs in one place.
@@ -41,14 +56,45 @@ def compare(df: pd.DataFrame, baseline: str = "omp") -> pd.DataFrame:
     check_comparable(df, ("data", "settings"))
     pruned = df.loc[df.method != DENSE]
     is_baseline = _is_baseline(pruned, baseline)
-    reference = pruned.loc[is_baseline].set_index([*PLACE, "seed"]).value
-    others = pruned.loc[~is_baseline].join(reference.rename("reference"), on=[*PLACE, "seed"], how="inner")
+    reference = pruned.loc[is_baseline].set_index([*PLACE, "seed"])[["value", "key"]].add_prefix("reference_")
+    others = pruned.loc[~is_baseline].join(reference, on=[*PLACE, "seed"], how="inner")
+    known = _known(df, images, {*others.key, *others.reference_key})
     compared = []
-    for key, pairs in others.groupby([*PLACE, "method", "variant"], sort=False, observed=True):
-        assert isinstance(key, tuple)
-        difference = (pairs.value - pairs.reference).to_numpy()
-        compared.append((*key, len(difference), difference.mean(), *_interval(difference), sign_flip(difference)))
-    return pd.DataFrame(compared, columns=COLUMNS)
+    for place, pairs in others.groupby([*PLACE, "method", "variant"], sort=False, observed=True):
+        assert isinstance(place, tuple)
+        metric = place[PLACE.index("metric")]
+        of_images = _differences(known, metric, zip(pairs.key, pairs.reference_key))
+        found = of_seeds((pairs.value - pairs.reference_value).to_numpy())
+        if of_images is not None:
+            found = replace(of_seeds_and_images(of_images), mean=found.mean)
+        (low, high), (least, most) = found.interval(), found.interval(0.9)
+        n_images = 0 if of_images is None else of_images.shape[1]
+        equivalent = -margin < least and most < margin
+        compared.append((*place, len(pairs), n_images, found.mean, low, high, found.p(), equivalent))
+    result = pd.DataFrame(compared, columns=[name for name in COLUMNS if name != "p_holm"])
+    result["p_holm"] = holm(result.p.to_numpy())
+    return result.reindex(columns=COLUMNS)
+
+
+def _known(df: pd.DataFrame, images: pd.DataFrame | None, keys: set[str]) -> Mapping[str, pd.DataFrame]:
+    """{key: pseudo-values (images, metrics)} of the runs of which they are known."""
+    if images is None:
+        source = df.attrs.get(SOURCE)
+        return {} if source is None else per_image_of(source, keys)
+    wide = images.pivot_table("value", ["key", "image_id"], "metric", observed=True)
+    return {str(key): own.droplevel("key").dropna(axis=1) for key, own in wide.groupby("key", observed=True)}
+
+
+def _differences(known: Mapping[str, pd.DataFrame], metric: str, pairs: Iterable[tuple[str, str]]) -> np.ndarray | None:
+    """(seeds, images) differences of pseudo-values; None where those of a run are not known."""
+    found = []
+    for keys in pairs:
+        own, other = (known[key][metric] if metric in known.get(key, ()) else None for key in keys)
+        if own is None or other is None:
+            return None
+        found.append(own - other.reindex(own.index))
+    together = np.array([own.reindex(found[0].index) for own in found])
+    return None if np.isnan(together).any() or together.shape[1] < 2 else together
 
 
 def _is_baseline(pruned: pd.DataFrame, baseline: str) -> pd.Series:
@@ -65,36 +111,3 @@ def _is_baseline(pruned: pd.DataFrame, baseline: str) -> pd.Series:
     if not found.any():
         raise ValueError(unknown("baseline", baseline, labels(zip(pruned.method, pruned.variant)).values()))
     return found
-
-
-def _interval(difference: np.ndarray) -> tuple[float, float]:
-    if len(difference) < 2:
-        return float("nan"), float("nan")
-    with warnings.catch_warnings():
-        # Equal differences are an interval of no width, however precise their variance.
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
-        low, high = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
-    return float(low), float(high)
-
-
-def sign_flip(difference: np.ndarray) -> float:
-    """The two-sided p-value of a mean difference of zero, by flips of the signs of the pairs; NaN below 2 pairs.
-
-    Exact, at best 2 / 2**pairs, up to 16 pairs; above from 2**16 random flips, the same ones each time.
-
-    Args:
-        difference: (pairs,).
-    """
-    if len(difference) < 2:
-        return float("nan")
-    # Sums that differ by rounding alone are equal.
-    scaled = difference / (np.abs(difference).max() or 1)
-    test = stats.permutation_test(
-        (scaled,),
-        lambda flipped, axis: flipped.sum(axis=axis).round(9),
-        permutation_type="samples",
-        n_resamples=FLIPS,
-        batch=4096,
-        rng=0,
-    )
-    return float(test.pvalue)

@@ -109,4 +109,4 @@ def prediction_code(task: Task) -> str:
 
 def score_code(task: Task) -> str:
     """The digest of the code that a task scores predictions with."""
-    return code_digest(task.score, task.floors)
+    return code_digest(task.score, task.floors, *([] if task.per_image is None else [task.per_image]))

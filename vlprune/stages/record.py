@@ -17,8 +17,10 @@ from vlprune.stages.predictions import Predictions
 from vlprune.stages.stage import Bench, Made, Stage
 from vlprune.stages.tracking import Trackers
 from vlprune.stages.tuned import losses_path
+from vlprune.store.artifacts import note_path
 from vlprune.store.atomic import write_text
 from vlprune.store.origin import now, origin
+from vlprune.store.per_image import SUFFIX, write_per_image
 from vlprune.store.record import LOSSES, RECORD, Record, read_record, record_text, run_directory
 
 
@@ -66,6 +68,8 @@ def record_stage(
             origins={**note.origins, "record": origin(started, bench.device_name)},
             stages=dict(stages),
         )
+        if scored and task.per_image is not None and bench.execution.store is not None:
+            write_per_image(bench.execution.store, stage.key, task.per_image(said, test))
         [tuned] = predictions.inputs
         if (store := bench.execution.store) is not None:
             losses = losses_path(tuned.path(store))
@@ -85,6 +89,7 @@ def record_stage(
         kind="record",
         reads=reads,
         inputs=(predictions,),
+        beside=(SUFFIX, note_path(Path(SUFFIX)).name),
         make=make,
         file=lambda results, key: run_directory(results, key) / RECORD,
         save=_save,

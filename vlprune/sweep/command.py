@@ -261,8 +261,7 @@ def _print_results(manifest: Manifest, records: Sequence[Record], mirror: Mirror
             manifest.name,
             scored,
             manifest.headlines,
-            directory=results / "tables",
-            cache=results / "cache",
+            results=results,
             variants=manifest.variants,
             defaults=manifest.defaults,
         )

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from vlprune.execution import KeepWeights
 from vlprune.store.artifacts import intact, note_path
+from vlprune.store.per_image import per_image_path
 from vlprune.store.record import ERROR, LOSSES, RECORD, Record, predictions_path, read_record, run_directory
 from vlprune.store.remote import NOWHERE, Remote
 from vlprune.store.weights import settle
@@ -51,6 +52,8 @@ class Mirror:
             if intact(directory / RECORD):
                 return
             done = self.has(directory / RECORD) and self.remote.fetch(directory / RECORD)
+            if done and self.has(images := per_image_path(self.results, key)):
+                self.remote.fetch(images)
             if (beside := directory / (LOSSES if done else ERROR)) in there:
                 self.remote.fetch_file(beside)
 
@@ -65,6 +68,7 @@ class Mirror:
             if self.has(directory / RECORD) or (record := read_record(directory)) is None:
                 return
             self.push([*self._masks([record]), predictions_path(self.results, record)])
+            self.push([per_image_path(self.results, key)])
             if (directory / LOSSES).is_file():
                 self.remote.push_file(directory / LOSSES)
             self.push([directory / RECORD])
