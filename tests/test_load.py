@@ -215,6 +215,7 @@ def test_compare_knows_the_images_of_what_was_loaded(tmp_path):
     (tmp_path / "clone").mkdir()
     (tmp_path / "tables").rename(tmp_path / "clone" / "tables")
     assert same(vp.compare(vp.load_results(tmp_path / "clone")), vp.compare(df))
+    assert same(vp.compare(vp.load_results(tmp_path / "clone" / "tables" / "t_results.csv")), vp.compare(df))
     assert same(vp.load_per_image(tmp_path / "clone"), vp.load_per_image(tmp_path))
 
 

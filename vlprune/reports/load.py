@@ -106,8 +106,8 @@ def load_layers(path: str | Path, table: str | None = None) -> pd.DataFrame:
     if not records:
         raise FileNotFoundError(_nothing(path, table, "no finished run"))
     long = _repeated(records, variants, [len(record.layers) for record in records])
-    layers = [(name, *layer.values()) for record in records for name, layer in record.layers.items()]
-    found = pd.DataFrame(layers, columns=["layer", *next(iter(records[0].layers.values()))])
+    layers = [{"layer": name, **layer} for record in records for name, layer in record.layers.items()]
+    found = pd.DataFrame(layers, columns=["layer", "modality", "weights", "zeros"])
     found = found.assign(layer=categories(found.layer), modality=categories(found.modality))
     found["measured_sparsity"] = found.zeros / found.weights
     return pd.concat([long, found, long.pop("key")], axis=1)
@@ -167,19 +167,25 @@ def per_image_of(path: str | Path, keys: Iterable[str]) -> dict[str, pd.DataFram
     """{run key: pseudo-values (images, metrics), the image ids as index} of the runs of which they are known.
 
     Args:
-        path: as `load_results` takes it; a file has none.
+        path: as `load_results` takes it; those of a file "NAME_results.csv" are in "NAME_images.parquet" beside it.
         keys: keys of runs.
     """
     if str(path).endswith((".csv", ".parquet")):
-        return {}
+        file = Path(str(path).removesuffix(RESULTS) + PER_IMAGE)
+        return _of_table(file, set(keys)) if file.is_file() else {}
     asked = set(keys)
     with _directory(path, lambda file: file.name.endswith((SUFFIX, PER_IMAGE))) as results:
         found = {key: own for key in asked if (own := _pseudo_values(per_image_path(results, key))) is not None}
         for file in sorted((results / "tables").glob(f"*{PER_IMAGE}")):
-            rows = pd.read_parquet(file)
-            for key, own in rows[rows.key.isin(asked - found.keys())].groupby("key", observed=True):
-                found[str(key)] = own.drop(columns="key").dropna(axis=1).set_index("image_id")
+            found |= _of_table(file, asked - found.keys())
     return found
+
+
+def _of_table(file: Path, keys: set[str]) -> dict[str, pd.DataFrame]:
+    """{run key: pseudo-values} of those of the runs that are in the file of a table."""
+    rows = pd.read_parquet(file)
+    runs = rows[rows.key.isin(keys)].groupby("key", observed=True)
+    return {str(key): own.drop(columns="key").dropna(axis=1).set_index("image_id") for key, own in runs}
 
 
 def _pseudo_values(file: Path) -> pd.DataFrame | None:
