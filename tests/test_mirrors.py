@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -113,10 +114,14 @@ def swept(s3, work, results, *more, code=0, **options):
     return text
 
 
+def listed(s3, bucket="bucket"):
+    """The names of all objects."""
+    return [each["Key"] for each in s3.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
 def stored(s3, bucket="bucket"):
-    """{name: content} of all objects."""
-    found = s3.client.list_objects_v2(Bucket=bucket).get("Contents", [])
-    return {each["Key"]: s3.client.get_object(Bucket=bucket, Key=each["Key"])["Body"].read() for each in found}
+    """{name: content} of all objects; no sweep may delete one meanwhile."""
+    return {name: s3.client.get_object(Bucket=bucket, Key=name)["Body"].read() for name in listed(s3, bucket)}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +157,7 @@ def test_a_machine_with_an_empty_mirror_prints_the_same_table_and_runs_nothing(s
 
 
 def test_the_remote_is_a_results_directory_without_weights_and_checkpoints(s3, first):
-    names = {Path(name).relative_to("x") for name in stored(s3)}
+    names = {Path(name).relative_to("x") for name in listed(s3)}
     here = {path.relative_to(first.results) for path in first.results.rglob("*") if path.is_file()}
     assert {path for path in here - names if path.parts[:2] != ("cache", "plans")} == set()
     assert names - here == set()
@@ -214,7 +219,7 @@ def test_a_sweep_whose_machine_is_lost_goes_on_on_another_from_what_is_at_the_re
     process = start(s3, work, lost, *remote)
 
     def there(place, end):
-        return [name for name in stored(s3, "lost") if name.startswith(f"x/{place}/") and name.endswith(end)]
+        return [name for name in listed(s3, "lost") if name.startswith(f"x/{place}/") and name.endswith(end)]
 
     wait_for(lambda: there("runs", "record.json.note") and there("cache/masks", ".note"), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -249,7 +254,8 @@ def test_a_remote_that_fails_stops_a_sweep_and_gets_later_what_was_made_meanwhil
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 3, text
     assert "Traceback" not in text
-    assert f"stopped: RemoteError: remote file://{root}: " in text
+    # A worker or the sweep itself meets it first.
+    assert re.search(rf"^stopped: (RemoteError: )?remote {re.escape(f'file://{root}')}: ", text, re.MULTILINE), text
     assert list(results.glob("cache/tuned/*.safetensors"))
 
     root.unlink()
