@@ -260,7 +260,6 @@ def test_a_remote_that_fails_stops_a_sweep_and_gets_later_what_was_made_meanwhil
     assert "Traceback" not in text
     # A worker or the sweep itself meets it first.
     assert re.search(rf"^stopped: (RemoteError: )?remote {re.escape(f'file://{root}')}: ", text, re.MULTILINE), text
-    assert list(results.glob("cache/tuned/*.safetensors"))
 
     root.unlink()
     away.rename(root)
