@@ -254,12 +254,15 @@ def test_a_remote_that_fails_stops_a_sweep_and_gets_later_what_was_made_meanwhil
     wait_for(lambda: list(root.glob("cache/tuned/*.losses.csv")), process)
     root.rename(away)
     made = [path.name.partition(".")[0] for path in away.glob("cache/tuned/*.losses.csv")]
+    assert made
     root.touch()  # where no directory can be made
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 3, text
     assert "Traceback" not in text
     # A worker or the sweep itself meets it first.
     assert re.search(rf"^stopped: (RemoteError: )?remote {re.escape(f'file://{root}')}: ", text, re.MULTILINE), text
+    # What was made is kept: weights, or the predictions made with them, after which weights are deleted.
+    assert [*results.glob("cache/tuned/*.safetensors"), *results.glob("predictions/*.jsonl")]
 
     root.unlink()
     away.rename(root)
