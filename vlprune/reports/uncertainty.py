@@ -82,7 +82,7 @@ def of_seeds_and_images(values: np.ndarray) -> Estimate:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """The p-values of Holm (1979): of all that are at most α, each is a true difference with probability 1 - α.
+    """The p-values corrected by Holm (1979): that any of those at most α is of no true difference has probability ≤ α.
 
     Args:
         p: (n,) p-values of one family of tests; NaN where there was no test, which stays and does not count.

@@ -44,9 +44,8 @@ def record_stage(
         scored = any(example[task.references] for example in test)
         note = bench.note(predictions)
         layers = note.facts["layers"]
-        by_modality = {own["modality"]: [] for own in layers.values()}
-        for own in layers.values():
-            by_modality[own["modality"]].append(own)
+        modalities = dict.fromkeys(own["modality"] for own in layers.values())
+        by_modality = {name: [own for own in layers.values() if own["modality"] == name] for name in modalities}
         record = Record(
             key=stage.key,
             config=config,
