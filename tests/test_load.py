@@ -11,6 +11,7 @@ from test_reports import HEADLINES, at_rates, record, runs, varied
 import vlprune as vp
 from vlprune.config import ConfigError, Options
 from vlprune.reports.frame import frame
+from vlprune.reports.load import per_image_of
 from vlprune.reports.publish import publish
 from vlprune.reports.uncertainty import of_seeds_and_images
 from vlprune.store.artifacts import Note, written
@@ -199,6 +200,16 @@ def test_pseudo_values_are_a_row_for_each_image(tmp_path):
     means = images.groupby("key", observed=True).value.mean()
     assert all(means[own.key] == pytest.approx(own.metrics["accuracy"], rel=1e-8) for own in records)
     assert list(images.image_id.cat.categories) == [f"{n:03}" for n in range(40)]
+
+
+def test_the_file_of_pseudo_values_has_the_runs_in_the_order_of_the_table(tmp_path):
+    """Another process, in which sets of texts have another order, writes the same bytes."""
+    records, _ = compared(tmp_path)
+    publish("t", records, HEADLINES, results=tmp_path)
+    keys = [own.key for own in records]
+    assert list(dict.fromkeys(pd.read_parquet(tmp_path / "tables" / "t_images.parquet").key)) == keys
+    for path in (tmp_path, tmp_path / "tables" / "t_results.csv"):
+        assert list(per_image_of(path, [keys[3], keys[0], "unknown", keys[5]])) == [keys[3], keys[0], keys[5]]
 
 
 def test_compare_knows_the_images_of_what_was_loaded(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,22 +170,23 @@ def per_image_of(path: str | Path, keys: Iterable[str]) -> dict[str, pd.DataFram
         path: as `load_results` takes it; those of a file "NAME_results.csv" are in "NAME_images.parquet" beside it.
         keys: keys of runs.
     """
+    asked = list(dict.fromkeys(keys))  # in their order, which is that of the file of a table
     if str(path).endswith((".csv", ".parquet")):
         file = Path(str(path).removesuffix(RESULTS) + PER_IMAGE)
-        return _of_table(file, set(keys)) if file.is_file() else {}
-    asked = set(keys)
+        return _of_table(file, asked) if file.is_file() else {}
     with _directory(path, lambda file: file.name.endswith((SUFFIX, PER_IMAGE))) as results:
         found = {key: own for key in asked if (own := _pseudo_values(per_image_path(results, key))) is not None}
         for file in sorted((results / "tables").glob(f"*{PER_IMAGE}")):
-            found |= _of_table(file, asked - found.keys())
-    return found
+            found |= _of_table(file, [key for key in asked if key not in found])
+    return {key: found[key] for key in asked if key in found}
 
 
-def _of_table(file: Path, keys: set[str]) -> dict[str, pd.DataFrame]:
+def _of_table(file: Path, keys: Collection[str]) -> dict[str, pd.DataFrame]:
     """{run key: pseudo-values} of those of the runs that are in the file of a table."""
     rows = pd.read_parquet(file)
     runs = rows[rows.key.isin(keys)].groupby("key", observed=True)
-    return {str(key): own.drop(columns="key").dropna(axis=1).set_index("image_id") for key, own in runs}
+    found = {str(key): own.drop(columns="key").dropna(axis=1).set_index("image_id") for key, own in runs}
+    return {key: found[key] for key in keys if key in found}
 
 
 def _pseudo_values(file: Path) -> pd.DataFrame | None:
