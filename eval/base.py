@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -151,8 +151,8 @@ class Task:
 
     Attributes:
         name: name of the task, that of its module in `eval`.
-        headline: the metric that tables show first.
-        metrics: all metrics of `score`, in the order of tables.
+        headline: the metric that tables show first, where data allow it; else that is the first one measured.
+        metrics: all metrics that `score` may have, in the order of tables.
         examples: what the task is trained and evaluated on: "pairs" (columns image, image_id, captions) or "questions"
             (image, image_id, question, question_id, answers).
         references: the column that predictions are compared with. Examples where it is empty can be predicted and not
@@ -169,7 +169,8 @@ class Task:
             same predictions, and neither opens its images nor runs the model on them. What a number stands for depends
             on examples, options and code alone.
         score: (predictions, examples) -> {metric: value}; pure, without a model.
-        floors: (training examples, test examples) -> {name of a floor: {metric: value}}, reached without learning.
+        floors: (training examples, test examples, options) -> {name of a floor: {metric: value}}, what is reached
+            without learning.
         options: dataclass of the task's options, frozen and strict, every one with a default.
         check: (options, examples without images) -> None; raises a ValueError of one line where the metrics cannot be
             computed.
@@ -178,6 +179,8 @@ class Task:
         per_image: (predictions, examples) -> {metric: {image id as text: pseudo-value}}, see `eval.pseudo`; pure. With
             it comparisons know what another sample of images would change; None: they have the seeds alone.
         submission: the fields of a prediction that EvalAI takes, its id and its text; None: EvalAI takes none.
+        extra: {metric: a function that raises a RuntimeError where it cannot be computed}, the metrics that `score`
+            computes only when its keyword `extra` names them.
     """
 
     name: str
@@ -189,12 +192,13 @@ class Task:
     loss: Callable[..., Tensor]
     predict: Callable[..., list[Prediction]]
     score: Callable[..., dict[str, float]]
-    floors: Callable[[Examples, Examples], dict[str, dict[str, float]]]
+    floors: Callable[[Examples, Examples, Any], dict[str, dict[str, float]]]
     options: type = NoOptions
     check: Callable[[Any, Examples], None] = _accept
     prepare: Callable[[Examples], Any] | None = None
     per_image: Callable[..., PerImage] | None = None
     submission: tuple[str, str] | None = None
+    extra: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
 
 def columns(examples: Examples, *names: str) -> list[dict[str, Any]]:

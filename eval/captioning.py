@@ -39,7 +39,6 @@ from eval.pseudo import of_sums
 from eval.ptb import words
 
 BATCH = 64  # images captioned at a time, which are a part of the evaluation
-EXTRA = ("meteor", "spice")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -113,7 +112,7 @@ def _tokenized(
 
 def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> float:
     """METEOR 1.5 (Denkowski and Lavie 2014), 0-1."""
-    _need_java("METEOR")
+    _need_meteor()
     from pycocoevalcap.meteor.meteor import Meteor
 
     scorer = Meteor()
@@ -137,6 +136,20 @@ def _meteor(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> float:
 
 def _spice(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> float:
     """SPICE 1.0 (Anderson et al. 2016, arXiv:1607.08822), 0-1."""
+    _need_spice()
+    from pycocoevalcap.spice.spice import Spice
+
+    try:
+        return float(Spice().compute_score(wanted, said)[0])
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(f"SPICE's Java process failed: {error}") from None
+
+
+def _need_meteor() -> None:
+    _need_java("METEOR")
+
+
+def _need_spice() -> None:
     _need_java("SPICE")
     package = find_spec("pycocoevalcap.spice")
     folder = Path(next(iter(package.submodule_search_locations))) / "lib"  # type: ignore[union-attr,arg-type]
@@ -146,12 +159,6 @@ def _spice(said: dict[int, list[str]], wanted: dict[int, list[str]]) -> float:
             f"SPICE needs {' and '.join(missing)} in {folder}; "
             "pycocoevalcap.spice.get_stanford_models.get_stanford_models() downloads them, or leave 'spice' out"
         )
-    from pycocoevalcap.spice.spice import Spice
-
-    try:
-        return float(Spice().compute_score(wanted, said)[0])
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise RuntimeError(f"SPICE's Java process failed: {error}") from None
 
 
 def _need_java(metric: str) -> None:
@@ -159,6 +166,9 @@ def _need_java(metric: str) -> None:
         raise RuntimeError(
             f"{metric} needs Java, and there is no `java` on the path; install it or leave the metric out"
         )
+
+
+EXTRA = {"meteor": _need_meteor, "spice": _need_spice}
 
 
 def score_predictions(
@@ -253,7 +263,9 @@ def check(_options: CaptioningOptions, examples: Examples) -> None:
         )
 
 
-def floors(train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
+def floors(
+    train_examples: Examples, test_examples: Examples, _options: CaptioningOptions
+) -> dict[str, dict[str, float]]:
     """{"constant caption": metrics where every image gets the most frequent training caption}.
 
     Captions are counted by their words; of equally frequent ones the first is taken.
@@ -269,7 +281,7 @@ def floors(train_examples: Examples, test_examples: Examples) -> dict[str, dict[
 TASK = Task(
     name="captioning",
     headline="cider",
-    metrics=("bleu4", "rougel", "cider"),
+    metrics=("bleu4", "rougel", "cider", *EXTRA),
     examples="pairs",
     references="captions",
     needs=frozenset({"generate", "captioning_loss"}),
@@ -281,7 +293,8 @@ TASK = Task(
     check=check,
     per_image=per_image,
     submission=("image_id", "caption"),
+    extra=EXTRA,
 )
 
 if __name__ == "__main__":
-    command.run(TASK, extra=EXTRA)
+    command.run(TASK)

@@ -13,14 +13,13 @@ from eval.files import read_references, read_rows
 from eval.submission import write_submission
 
 
-def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | None = None) -> None:
+def run(task: Task, arguments: Sequence[str] | None = None) -> None:
     """Prints the metrics of a file of predictions, or writes it as EvalAI takes it.
 
     Ends the process with one line on a faulty file.
 
     Args:
         task: the task whose predictions are scored.
-        extra: metrics that `task.score` computes only when its keyword `extra` names them.
         arguments: arguments of the command line; None: those of the process.
     """
     parser = argparse.ArgumentParser(prog=f"python -m eval.{task.name}", description="Scores stored predictions.")
@@ -28,8 +27,8 @@ def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | Non
     parser.add_argument("references", type=Path, nargs="?", help="annotations of any layout, or examples as JSON lines")
     parser.add_argument("--split", help="split of a Karpathy file")
     parser.add_argument("--json", action="store_true", help="print JSON, unrounded")
-    if extra:
-        parser.add_argument("--extra", nargs="+", choices=extra, default=[], help="further metrics, computed by Java")
+    if task.extra:
+        parser.add_argument("--extra", nargs="+", choices=list(task.extra), default=[], help="further metrics, by Java")
     if task.submission:
         parser.add_argument(
             "--evalai",
@@ -51,8 +50,7 @@ def run(task: Task, *, extra: Sequence[str] = (), arguments: Sequence[str] | Non
         parser.error("references are needed to score")
     try:
         predictions, examples = read_rows(asked.predictions), read_references(asked.references, asked.split)
-        options = {"extra": asked.extra} if extra else {}
-        metrics = task.score(predictions, examples, **options)
+        metrics = task.score(predictions, examples, **({"extra": asked.extra} if task.extra else {}))
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: {error}")
     width = max(map(len, metrics))

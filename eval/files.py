@@ -146,6 +146,7 @@ def _annotations(path: Path, annotations: list[dict[str, Any]]) -> list[Example]
         {
             "question_id": field(path, row, "question_id"),
             "answers": [field(path, given, "answer") for given in field(path, row, "answers")],
+            "answer_type": row.get("answer_type"),
         }
         for row in annotations
     ]

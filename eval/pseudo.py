@@ -14,21 +14,24 @@ import numpy as np
 from jaxtyping import Float
 
 
-def of_mean(values: Sequence[float] | np.ndarray, image_of: Sequence[str]) -> dict[str, float]:
+def of_mean(
+    values: Sequence[float] | np.ndarray, image_of: Sequence[str], images: Sequence[str] | None = None
+) -> dict[str, float]:
     """The pseudo-values of a mean over samples of which an image has several, such as questions.
 
     Args:
         values: the value of each sample.
         image_of: the id of the image of each sample, such as ["7", "7", "8"].
+        images: the ids of all images, where some have no sample, such as no question about a number; None: all have.
 
     Returns:
         {image id: mean + images / samples * the sum of its samples' differences to the mean}, in the order of the ids.
     """
-    names, own = np.unique(np.asarray(image_of, dtype=object), return_inverse=True)
+    places = {name: place for place, name in enumerate(dict.fromkeys(image_of if images is None else images))}
     mean = np.mean(values)
-    sums = np.bincount(own, np.asarray(values, float) - mean, minlength=len(names))
-    found = dict(zip(names, (mean + len(names) / len(values) * sums).tolist(), strict=True))
-    return {name: found[name] for name in dict.fromkeys(image_of)}
+    own = [places[name] for name in image_of]
+    sums = np.bincount(own, np.asarray(values, float) - mean, minlength=len(places))
+    return dict(zip(places, (mean + len(places) / len(values) * sums).tolist(), strict=True))
 
 
 def of_sums(

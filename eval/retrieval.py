@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Bool, Float, Int
 from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
@@ -31,11 +31,12 @@ from eval.base import (
 )
 from eval.options import STRICT, AtLeastOne
 from eval.pseudo import of_mean
+from eval.recalls import LEVELS, METRICS, chance, named, recalls, summary
 
-LEVELS = (1, 5, 10)
+__all__ = ["TASK", "RetrievalOptions", "recalls"]
+
 BATCH = 64  # images or texts embedded at a time
 PAIRS = 256  # image-text pairs matched at a time
-METRICS = ("tr_r1", "tr_r5", "tr_r10", "tr_mean", "ir_r1", "ir_r5", "ir_r10", "ir_mean", "r_mean")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -45,67 +46,12 @@ class RetrievalOptions:
     Attributes:
         k_test: number of candidates of a query, the most similar ones, that are re-ranked by matching; the recall at 10
             needs at least 10.
+        folds: number of parts of the test set, in its order, each searched by itself; 5 on the 5,000 test images of
+            COCO is its "1k" evaluation. The recalls are those of all queries, the mean over folds of equal size.
     """
 
     k_test: AtLeastOne = 16
-
-
-def recalls(
-    scores_i2t: Real[np.ndarray, "images texts"] | Real[Tensor, "images texts"],
-    scores_t2i: Real[np.ndarray, "texts images"] | Real[Tensor, "texts images"],
-    image_of_text: Int[np.ndarray, " texts"] | Int[Tensor, " texts"] | Sequence[int],
-) -> dict[str, float]:
-    """Recall at 1, 5, 10 ×100: tr_* of texts for an image (its best-ranked caption counts), ir_* of images for a text.
-
-    Ties are decided against the model: a wrong candidate comes before a right one of the same score, so that equal
-    scores are never found to be right. The code of MULTIFLOW leaves ties to an unstable sort, so its recall of
-    candidates that were not re-ranked, all of them -100, is arbitrary (it matters where k_test < 10); here they come
-    last.
-
-    Args:
-        scores_i2t: (n_images, n_texts), of every text for each image, higher for what is more alike.
-        scores_t2i: (n_texts, n_images), of every image for each text.
-        image_of_text: (n_texts,), the index of the image of each text, such as [0, 0, 1, 1] for two images with two
-            texts each; every image has at least one text.
-
-    Returns:
-        tr_r1, tr_r5, tr_r10, tr_mean, ir_r1, ..., and r_mean, the mean of tr_mean and ir_mean; not rounded.
-
-    Raises:
-        ValueError: shapes that do not fit, NaN scores, an image without text.
-    """
-    i2t, t2i, owner = (np.asarray(x) for x in (scores_i2t, scores_t2i, image_of_text))
-    n_images, n_texts = i2t.shape
-    if t2i.shape != (n_texts, n_images) or owner.shape != (n_texts,):
-        raise ValueError(
-            "wanted scores (images, texts) and (texts, images) and the image of each text (texts,), "
-            f"got {i2t.shape}, {t2i.shape} and {owner.shape}"
-        )
-    if n_images == 0 or not np.array_equal(np.unique(owner), np.arange(n_images)):
-        raise ValueError(f"image_of_text must name each of the {n_images} images at least once and no other")
-    right = owner == np.arange(n_images)[:, None]
-    return _summary(_ranks(i2t, right), _ranks(t2i, right.T))
-
-
-def _ranks(
-    scores: Real[np.ndarray, "queries candidates"], right: Bool[np.ndarray, "queries candidates"]
-) -> Int[np.ndarray, " queries"]:
-    """Wrong candidates before the first right one, wrong ones first among equals."""
-    if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} retrieval scores are NaN")
-    best = np.array([row[mask].max() for row, mask in zip(scores, right)])
-    return ((scores >= best[:, None]) & ~right).sum(1)
-
-
-def _summary(tr_ranks: Sequence[int] | np.ndarray, ir_ranks: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """The metrics of the ranks, counted from 0, of the first right text of each image and of the image of each text."""
-    tr, ir = ([100 * float(np.mean(np.asarray(ranks) < k)) for k in LEVELS] for ranks in (tr_ranks, ir_ranks))
-    return _named(tr, ir)
-
-
-def _named(tr: Sequence[float] | np.ndarray, ir: Sequence[float]) -> dict[str, float]:
-    tr_mean, ir_mean = sum(tr) / len(LEVELS), sum(ir) / len(LEVELS)
-    return dict(zip(METRICS, (*tr, tr_mean, *ir, ir_mean, (tr_mean + ir_mean) / 2), strict=True))
+    folds: AtLeastOne = 1
 
 
 def loss(model: RetrievalModel, examples: Examples, generator: Generator) -> Float[Tensor, ""]:
@@ -125,9 +71,9 @@ def predict(
 ) -> list[Prediction]:
     """The ten best of the candidates of every query: first each image in the order of the examples, then each caption.
 
-    Candidates are the options.k_test of the highest ITC similarity, ranked by `model.match`. A pair that is a candidate
-    in both directions is matched once. In memory are the tokens of all images and all texts, and of the similarities
-    those of BATCH queries.
+    Candidates are the options.k_test of the highest ITC similarity in the fold of the query, or as many as the smallest
+    fold has, ranked by `model.match`. A pair that is a candidate in both directions is matched once. In memory are the
+    tokens of all images and all texts, and of the similarities those of BATCH queries.
 
     Part 0 is the candidates [of each image, of each text], every further one the scores of the pairs of BATCH texts.
     Images and texts are embedded anew even where parts are stored.
@@ -143,6 +89,7 @@ def predict(
     captions = list(by_id(rows, "image_id", "captions", "examples").values())
     ids = [row["image_id"] for row in rows]
     _check_candidates(options, min(LEVELS[-1], sum(len(found) for found in captions)))
+    fold = _fold_of(len(ids), options.folds)
     # Texts of like length share a batch, so that there is little padding.
     texts = sorted(
         ((i, j) for i, found in enumerate(captions) for j in range(len(found))), key=lambda t: len(captions[t[0]][t[1]])
@@ -152,7 +99,8 @@ def predict(
     embedded = [model.embed_texts([captions[i][j] for i, j in batch]) for batch in batches]
     sentences = torch.cat([features for features, _ in embedded])
 
-    [candidates] = keep(0, [partial(_candidates_of_both, images, sentences, options.k_test)])
+    owner = np.array([i for i, _ in texts])
+    [candidates] = keep(0, [partial(_candidates_of_both, images, sentences, fold, fold[owner], options.k_test)])
     of_image, of_text = (np.array(found, dtype=np.int64) for found in candidates)
     image_of_pair = np.concatenate([np.arange(len(ids)).repeat(of_image.shape[1]), of_text.ravel()])
     text_of_pair = np.concatenate([of_image.ravel(), np.arange(len(texts)).repeat(of_text.shape[1])])
@@ -167,7 +115,6 @@ def predict(
     matched = np.array([score for scores in keep(1, parts) for score in scores], dtype=np.float32)
 
     i2t, t2i = np.split(matched[back], [of_image.size])
-    owner = np.array([i for i, _ in texts])
     best_texts = _best(of_image, i2t.reshape(of_image.shape), owner[of_image] == np.arange(len(ids))[:, None])
     best_images = _best(of_text, t2i.reshape(of_text.shape), of_text == owner[:, None])
     by_image = [
@@ -185,11 +132,15 @@ def check(options: RetrievalOptions, examples: Examples) -> None:
     """Whether the recalls can be computed on the examples.
 
     Raises:
-        ValueError: fewer than ten texts, or fewer candidates than ten.
+        ValueError: fewer than ten texts in a fold, more folds than images, or fewer candidates than ten.
     """
-    texts = sum(len(row["captions"]) for row in columns(examples, "captions"))
+    counts = [len(row["captions"]) for row in columns(examples, "captions")]
+    if options.folds > len(counts):
+        raise ValueError(f"wanted at most as many folds as images, got {options.folds} folds of {len(counts)} images")
+    texts = int(np.bincount(_fold_of(len(counts), options.folds), counts).min())
     if texts < LEVELS[-1]:
-        raise ValueError(f"retrieval counts the right ones among {LEVELS[-1]} texts, and there are {texts}")
+        where = "" if options.folds == 1 else f" in one of {options.folds} folds"
+        raise ValueError(f"retrieval counts the right ones among {LEVELS[-1]} texts, and there are {texts}{where}")
     _check_candidates(options, LEVELS[-1])
 
 
@@ -257,14 +208,36 @@ def _by_image(pair_images: Int[np.ndarray, " pairs"]) -> Iterator[Int[np.ndarray
         yield from (rows[start : start + together] for start in range(0, len(rows), together))
 
 
-def _candidates_of_both(images: Float[Tensor, "n d"], texts: Float[Tensor, "m d"], k: int) -> list[list[list[int]]]:
-    """[the candidate texts of each image, the candidate images of each text]."""
-    return [_candidates(images, texts, k).tolist(), _candidates(texts, images, k).tolist()]
+def _fold_of(images: int, folds: int) -> Int[np.ndarray, " images"]:
+    """The number of the fold of each image: [0, 0, 1, 1, 1] of five images in two folds."""
+    return np.arange(images) * folds // images
+
+
+def _candidates_of_both(
+    images: Float[Tensor, "n d"],
+    texts: Float[Tensor, "m d"],
+    image_fold: Int[np.ndarray, " n"],
+    text_fold: Int[np.ndarray, " m"],
+    k: int,
+) -> list[list[list[int]]]:
+    """[the candidate texts of each image, the candidate images of each text], all of the fold of the query."""
+    found = []
+    for queries, gallery, of_query, of_gallery in (
+        (images, texts, image_fold, text_fold),
+        (texts, images, text_fold, image_fold),
+    ):
+        own = min(k, int(np.bincount(of_gallery).min()))
+        rows = np.empty((len(queries), own), dtype=np.int64)
+        for fold in np.unique(of_query):
+            asking, there = np.flatnonzero(of_query == fold), np.flatnonzero(of_gallery == fold)
+            rows[asking] = there[_candidates(queries[asking], gallery[there], own)]
+        found.append(rows.tolist())
+    return found
 
 
 def _candidates(queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], k: int) -> Int[np.ndarray, "n k"]:
-    """The k nearest of the gallery, or all of a smaller one, of each query."""
-    rows = [(part @ gallery.T).topk(min(k, len(gallery)), dim=1).indices for part in queries.split(BATCH)]
+    """The k nearest of the gallery of each query."""
+    rows = [(part @ gallery.T).topk(k, dim=1).indices for part in queries.split(BATCH)]
     return torch.cat(rows).cpu().numpy()
 
 
@@ -286,7 +259,7 @@ def score(predictions: Sequence[Prediction], examples: Examples) -> dict[str, fl
     """
     found = _ranks_of(predictions, examples)
     tr, ir = ([rank for (_, caption), rank in found.items() if (caption is None) == own] for own in (True, False))
-    return _summary(tr, ir)
+    return summary(tr, ir)
 
 
 def _ranks_of(predictions: Sequence[Prediction], examples: Examples) -> dict[tuple[str, int | None], int]:
@@ -328,27 +301,22 @@ def per_image(predictions: Sequence[Prediction], examples: Examples) -> PerImage
     ir = np.array([rank for (_, caption), rank in found.items() if caption is not None])
     by_text = [of_mean(100.0 * (ir < k), owners) for k in LEVELS]
     rows = [
-        _named(100.0 * (tr[place] < np.array(LEVELS)), [own[image] for own in by_text])
+        named(100.0 * (tr[place] < np.array(LEVELS)), [own[image] for own in by_text])
         for place, image in enumerate(images)
     ]
     return {metric: {image: float(row[metric]) for image, row in zip(images, rows)} for metric in METRICS}
 
 
-def floors(_train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
-    """{"chance": the expected recalls of a random order, exactly}.
-
-    None of c captions is among k of N random texts with probability C(N - c, k) / C(N, k).
-    """
-    counts = [len(texts) for texts in by_id(test_examples, "image_id", "captions", "references").values()]
-    total = sum(counts)
-    tr = [100 * float(np.mean([1 - _misses(total, c, k) for c in counts])) for k in LEVELS]
-    ir = [100 * min(k, len(counts)) / len(counts) for k in LEVELS]
-    return {"chance": _named(tr, ir)}
-
-
-def _misses(total: int, right: int, k: int) -> float:
-    """Probability that k draws without replacement from total contain none of the right ones."""
-    return float(np.prod([max(total - right - i, 0) / (total - i) for i in range(min(k, total))]))
+def floors(
+    _train_examples: Examples, test_examples: Examples, options: RetrievalOptions
+) -> dict[str, dict[str, float]]:
+    """{"chance": the expected recalls of a random order, exactly}."""
+    counts = np.array([len(texts) for texts in by_id(test_examples, "image_id", "captions", "references").values()])
+    fold = _fold_of(len(counts), options.folds)
+    of_folds = [chance(counts[fold == number].tolist()) for number in range(options.folds)]
+    tr = np.average([tr for tr, _ in of_folds], axis=0, weights=np.bincount(fold))
+    ir = np.average([ir for _, ir in of_folds], axis=0, weights=np.bincount(fold, counts))
+    return {"chance": named(tr.tolist(), ir.tolist())}
 
 
 TASK = Task(

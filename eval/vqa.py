@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from eval import command
+from eval.answers import accuracy, answer_type, exact_match, normalize, normalized_accuracy
 from eval.base import (
     Examples,
     Keep,
@@ -35,33 +35,7 @@ from eval.pseudo import of_mean
 IMAGES = 64  # images encoded at a time, whose questions are a part of the evaluation
 QUESTIONS = 128  # questions answered at a time
 ANSWERS = 3129  # of the usual answer list of VQA v2
-
-_NUMBERS = {"none": "0"} | {
-    word: str(n)
-    for n, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
-}
-_ARTICLES = frozenset(("a", "an", "the"))
-_MARKS = ';/[]"{}()=+\\_-><@`,?!'
-# Contractions whose form without an apostrophe is no other word.
-_CONTRACTIONS = (  # noqa: SIM905
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd've "
-    "he's how'd how'll how's i'd've it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't "
-    "not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd somebody'll somebody's "
-    "someone'd someone'll someone's something'd something'll that'd that'd've that's there'd there'd've there're "
-    "there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's "
-    "what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've "
-    "wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
-).split()
-
-
-def _spellings(word: str) -> Iterable[str]:
-    """The word without one or more of its apostrophes."""
-    parts = word.split("'")
-    for kept in range(2 ** (len(parts) - 1) - 1):
-        yield "".join(part + "'" * (kept >> i & 1) for i, part in enumerate(parts))
-
-
-_APOSTROPHES = {spelling: word for word in _CONTRACTIONS for spelling in _spellings(word)}
+TYPES = ("yes_no", "number", "other")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -73,43 +47,6 @@ class VqaOptions:
     """
 
     k_test: AtLeastOne = 16
-
-
-@lru_cache(maxsize=1 << 16)
-def normalize(answer: str) -> str:
-    """The answer as VQA compares it (Antol et al. 2015, arXiv:1505.00468).
-
-    Without punctuation, case and articles, with digits for the numbers to ten and apostrophes in contractions.
-    A mark goes away next to a space and becomes a space inside a word; if a comma stands between digits, all marks go.
-    A period stays only before a digit: the look-behind that VQA's official code meant has no effect there, nor here.
-    """
-    text = re.sub(r"[\n\t]", " ", answer).strip()
-    joined = re.search(r"\d,\d", text)
-    result = text
-    for mark in _MARKS:
-        result = result.replace(mark, "" if joined or mark + " " in text or " " + mark in text else " ")
-    words = re.sub(r"\.(?!\d)", "", result).lower().split()
-    return " ".join(
-        _APOSTROPHES.get(word, word) for word in (_NUMBERS.get(w, w) for w in words) if word not in _ARTICLES
-    )
-
-
-def accuracy(answer: str, ground_truths: Sequence[str]) -> float:
-    """VQA v2 accuracy of an answer, 0-100: the mean over people of min(1, others who gave the same answer / 3).
-
-    Goyal et al. 2017 (arXiv:1612.00837). Both sides are always normalised; VQA's official code leaves both as they
-    are when all people agree, and the copy that BLIP and X-VLM use normalises people's answers by punctuation only, so
-    that "2" against ten times "two" scored 0. People are told apart by position, not by their dictionaries being
-    unequal.
-
-    Raises:
-        ValueError: fewer than two ground truths.
-    """
-    n = len(ground_truths)
-    if n < 2:
-        raise ValueError(f"VQA accuracy leaves one person out and needs at least 2 answers, got {n}")
-    same = sum(normalize(truth) == normalize(answer) for truth in ground_truths)
-    return 100 * (same * min(1, (same - 1) / 3) + (n - same) * min(1, same / 3)) / n
 
 
 def answer_list(train_examples: Examples, size: int = ANSWERS) -> list[str]:
@@ -198,41 +135,71 @@ def check(_options: VqaOptions, examples: Examples) -> None:
     """Refuses examples on which `score` cannot be computed; those that all have no answers are not scored.
 
     Raises:
-        ValueError: a question with a single answer, or questions with and without answers.
+        ValueError: questions with no, one and several answers in one set.
     """
     rows = columns(examples, "question_id", "answers")
-    wanting = [row for row in rows if len(row["answers"]) < 2]
-    if any(row["answers"] for row in rows) and wanting:
-        first = wanting[0]
+    kinds = {min(len(row["answers"]), 2): row for row in reversed(rows)}
+    if len(kinds) > 1:
+        few, many = min(kinds), max(kinds)
         raise ValueError(
-            "the accuracy of VQA leaves one person out and needs at least 2 answers to a question; "
-            f"{len(wanting)} have fewer, the first is question_id {first['question_id']!r} with {len(first['answers'])}"
+            "wanted questions that all have one answer (exact match), several (VQA accuracy) or none; "
+            + " and ".join(f"{kinds[n]['question_id']!r} has {len(kinds[n]['answers'])}" for n in (few, many))
         )
 
 
 def score(predictions: Sequence[Prediction], examples: Examples) -> dict[str, float]:
-    """{"accuracy": mean over the questions, 0-100}.
+    """The metrics of stored predictions, 0-100, each the mean over the questions that it is about.
+
+    With several answers to a question: "accuracy", the official one; the same of each answer type that there is,
+    "yes_no", "number", "other" (the type that the annotations give, else `eval.answers.answer_type`); "normalized", see
+    `eval.answers.normalized_accuracy`. With one answer: "exact_match", and that of each type.
 
     Raises:
-        ValueError: predictions and examples have not the same question_ids.
+        ValueError: predictions and examples have not the same question_ids, or questions have one and several answers.
     """
-    pairs = align(predictions, examples, key="question_id", said="answer", wanted="answers")
-    return {"accuracy": sum(accuracy(answer, truths) for answer, truths in pairs) / len(pairs)}
+    return {metric: sum(own.values()) / len(own) for metric, own in _by_question(predictions, examples).items() if own}
 
 
 def per_image(predictions: Sequence[Prediction], examples: Examples) -> PerImage:
-    """The pseudo-values of the accuracy for each image, with those of all its questions.
+    """The pseudo-values of each metric for each image, with those of all its questions.
 
     Raises:
         ValueError: as `score`.
     """
-    pairs = align(predictions, examples, key="question_id", said="answer", wanted="answers")
-    images = by_id(examples, "question_id", "image_id", "references").values()
-    return {"accuracy": of_mean([accuracy(answer, truths) for answer, truths in pairs], list(map(str, images)))}
+    image_of = {key: str(image) for key, image in by_id(examples, "question_id", "image_id", "references").items()}
+    images = list(image_of.values())
+    return {
+        metric: of_mean(list(own.values()), [image_of[question] for question in own], images)
+        for metric, own in _by_question(predictions, examples).items()
+        if own
+    }
 
 
-def floors(train_examples: Examples, test_examples: Examples) -> dict[str, dict[str, float]]:
-    """{"most frequent answer", "question only": accuracies of answering without a look at the image}.
+def _by_question(predictions: Sequence[Prediction], examples: Examples) -> dict[str, dict[str, float]]:
+    """{metric: {question_id: value}}, the questions that each metric is about."""
+    questions = by_id(examples, "question_id", "answers", "references")
+    pairs = dict(zip(questions, align(predictions, examples, key="question_id", said="answer", wanted="answers")))
+    single = all(len(truths) == 1 for truths in questions.values())
+    headline = "exact_match" if single else "accuracy"
+    values = {
+        q: exact_match(said, truths[0]) if single else accuracy(said, truths) for q, (said, truths) in pairs.items()
+    }
+    given = [str(example.get("answer_type")).replace("/", "_") for example in examples]
+    types = [
+        own if own in TYPES else answer_type(truths) for own, truths in zip(given, questions.values(), strict=True)
+    ]
+    found = {headline: values}
+    for name in TYPES:
+        found[name] = {question: values[question] for question, own in zip(questions, types) if own == name}
+    if not single:
+        found["normalized"] = {
+            question: normalized_accuracy(said, truths) for question, (said, truths) in pairs.items()
+        }
+    return found
+
+
+def floors(train_examples: Examples, test_examples: Examples, _options: VqaOptions) -> dict[str, dict[str, float]]:
+    """{"most frequent answer", "question only": the metrics of answering without a look at the image}.
 
     The most frequent answer is that of the training examples. By the question only, it is the most frequent answer to
     the same question, for a new question to its first two words, and where those are new too, of all examples.
@@ -261,7 +228,7 @@ def _priors(question: str) -> tuple[str, str, str]:
 TASK = Task(
     name="vqa",
     headline="accuracy",
-    metrics=("accuracy",),
+    metrics=("accuracy", "exact_match", *TYPES, "normalized"),
     examples="questions",
     references="answers",
     needs=frozenset({"tokens_of", "rank_answers", "vqa_loss"}),

@@ -38,6 +38,12 @@ class Question:
     number: int
     text: str
     answers: list[str]
+    kind: str | None = None  # what the annotations say of its answers, such as "yes/no"
+
+    @property
+    def typed(self) -> dict[str, str]:
+        """The entry `answer_type`, if there is one."""
+        return {} if self.kind is None else {"answer_type": self.kind}
 
 
 def put(path: Path, document: object) -> None:
@@ -146,7 +152,7 @@ def vqa_official(root: Path, questions: list[Question]) -> None:
     for split, rows in split_up(questions).items():
         key = [{"question_id": q.number, "image_id": q.image.number} for q in rows]
         asked = [k | {"question": q.text} for k, q in zip(key, rows)]
-        answered = [k | {"answers": [{"answer": a} for a in q.answers]} for k, q in zip(key, rows)]
+        answered = [k | {"answers": [{"answer": a} for a in q.answers]} | q.typed for k, q in zip(key, rows)]
         put(root / f"v2_OpenEnded_mscoco_{split}2014_questions.json", {"questions": asked})
         put(root / f"v2_mscoco_{split}2014_annotations.json", {"annotations": answered})
 
@@ -161,6 +167,7 @@ def vqa_lists(root: Path, questions: list[Question]) -> None:
                 "image": q.image.name,
                 "dataset": "vqa",
                 "answer": q.answers,
+                **q.typed,
             }
             for q in rows
         ]
@@ -176,6 +183,7 @@ def vqa_parquet(root: Path, questions: list[Question]) -> None:
             "question_id": [q.number for q in rows],
             "question": [q.text for q in rows],
             "answers": [[{"answer": a, "answer_id": i} for i, a in enumerate(q.answers)] for q in rows],
+            "answer_type": [q.kind for q in rows],
         }
         pq.write_table(pa.table(columns), root / f"{split}-00000-of-00001.parquet")
 

@@ -125,7 +125,7 @@ def test_floor_is_the_most_frequent_training_caption():
         {"image_id": i, "captions": [text]}
         for i, text in enumerate(("A cat sits on the mat", "two men run", "red sky"))
     ]
-    floor = captioning.floors(train, test)["constant caption"]
+    floor = captioning.floors(train, test, CaptioningOptions())["constant caption"]
     assert floor == score(["a cat sits on the mat"] * 3, [row["captions"] for row in test])
     assert 0 < floor["cider"] < 1000 / 3 + 1
 

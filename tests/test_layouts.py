@@ -93,6 +93,7 @@ def test_all_layouts_give_the_same_questions(layout, questions, tmp_path):
             "question": q.text,
             "question_id": q.number,
             "answers": q.answers,
+            "answer_type": q.kind,
             "weight": 1.0,
         }
         for q in wanted
@@ -144,9 +145,9 @@ def test_real_questions_in_every_layout(layout, shared, tmp_path):
     theirs = load_questions(str(source), "train", 12)
     files = {int(path.stem.split("_")[-1]): path for path in (source / "images").iterdir()}
     rows = theirs.remove_columns("image").to_list()
+    fields = ("question_id", "question", "answers", "answer_type")
     questions = [
-        Question(Pair(files[r["image_id"]], r["image_id"], "train", []), r["question_id"], r["question"], r["answers"])
-        for r in rows
+        Question(Pair(files[r["image_id"]], r["image_id"], "train", []), *(r[name] for name in fields)) for r in rows
     ]
     QUESTIONS[layout](tmp_path / layout, questions)
     assert shown(load_questions(str(tmp_path / layout), "train")) == shown(theirs)
@@ -222,7 +223,14 @@ def test_visual_genome_questions_join_with_half_weight(questions, tmp_path):
     rows = load_questions(str(tmp_path), "train+val+vg").remove_columns("image").to_list()
     assert len(rows) == 2 * (6 + 3) + 2
     assert rows[-2:] == [
-        {"image_id": "VG_100K/100.png", "question": q, "question_id": -i, "answers": ["a cat"], "weight": 0.5}
+        {
+            "image_id": "VG_100K/100.png",
+            "question": q,
+            "question_id": -i,
+            "answers": ["a cat"],
+            "answer_type": None,
+            "weight": 0.5,
+        }
         for i, q in ((1, "Who?"), (2, "What?"))
     ]
     assert rows[0]["image_id"] == "100"  # of COCO, another image

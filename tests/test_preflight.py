@@ -105,18 +105,29 @@ def test_retrieval_needs_ten_candidates(configs):
         preflight([replace(configs[0], task=few)])
 
 
-def test_vqa_accuracy_needs_two_answers(configs, dataset, tmp_path):
+@pytest.mark.parametrize(("answers", "warned"), [("yes", False), (["yes"] * 3, True), (["yes"] * 4, False)])
+def test_a_few_answers_to_a_question_are_warned_of_and_one_is_not(configs, dataset, tmp_path, caplog, answers, warned):
+    """With one answer the metric is the exact match; with two or three the accuracy cannot reach 100."""
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "images").symlink_to(dataset / "images")
     for split in ("train", "test"):
-        entries = [{"image": f"{n:04d}.png", "question": "is it?", "answer": "yes"} for n in range(1, 5)]
+        entries = [{"image": f"{n:04d}.png", "question": "is it?", "answer": answers} for n in range(1, 5)]
         (lists / f"vqa_{split}.json").write_text(json.dumps(entries))
-    own = replace(configs[0], task=replace(configs[0].task, data=str(lists)))
-    with pytest.raises(
-        ConfigError, match=r"^the test examples of vqa .* at least 2 answers .* 4 have fewer, the first is"
-    ):
-        preflight([own])
+    preflight([replace(configs[0], task=replace(configs[0].task, data=str(lists)))])
+    said = f"{lists}: questions have 3 answers: the accuracy of VQA, made for 10, is at most 66.7"
+    assert any(said in record.getMessage() for record in caplog.records) == warned
+
+
+def test_further_metrics_are_looked_for_before_a_sweep(configs, monkeypatch):
+    captioning = replace(configs[0].task, name="captioning", extra="meteor")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"^the test examples of captioning in .*: METEOR needs Java"):
+        preflight([replace(configs[0], task=captioning)])
+    with pytest.raises(ConfigError, match=r"unknown extra metric of captioning 'metor'; did you mean 'meteor'\?"):
+        preflight([replace(configs[0], task=replace(captioning, extra="metor"))])
+    with pytest.raises(ConfigError, match=r"unknown extra metric of vqa 'meteor'. There are: none"):
+        preflight([replace(configs[0], task=replace(captioning, name="vqa"))])
 
 
 def test_broken_images_are_listed_where_they_are_left_out(configs, dataset):

@@ -37,13 +37,13 @@ def test_recalls_equal_the_reference_where_ranks_are_defined(case):
     scores = np.load(GOLDEN / "itr_scores.npz")
     owner = np.repeat(np.arange(len(case["caps_per_image"])), case["caps_per_image"])
     ours = recalls(scores[f"{case['case']}_i2t"], scores[f"{case['case']}_t2i"], owner)
+    assert ours.pop("rsum") == pytest.approx(sum(ours[f"{way}_r{k}"] for way in ("tr", "ir") for k in (1, 5, 10)))
     for name, value in ours.items():
         theirs = case["metrics"][NAMES[name]]
         assert (theirs, round(value, 2)) == UNDEFINED.get((case["case"], name), (theirs, theirs)), name
-    assert (
-        recalls(*(torch.from_numpy(scores[f"{case['case']}_{way}"]) for way in ("i2t", "t2i")), torch.from_numpy(owner))
-        == ours
-    )
+    assert recalls(
+        *(torch.from_numpy(scores[f"{case['case']}_{way}"]) for way in ("i2t", "t2i")), torch.from_numpy(owner)
+    ) == recalls(scores[f"{case['case']}_i2t"], scores[f"{case['case']}_t2i"], owner)
 
 
 def test_recalls_by_hand():
@@ -54,7 +54,7 @@ def test_recalls_by_hand():
     # Image 0 finds text 1 first; image 1 finds two wrong texts first. Texts 0 and 2 find their image first.
     assert got == pytest.approx(
         {"tr_r1": 50, "tr_r5": 100, "tr_r10": 100, "tr_mean": 250 / 3, "ir_r1": 50, "ir_r5": 100, "ir_r10": 100}
-        | {"ir_mean": 250 / 3, "r_mean": 250 / 3}
+        | {"ir_mean": 250 / 3, "r_mean": 250 / 3, "rsum": 500}
     )
 
 
@@ -232,7 +232,7 @@ def test_chance_is_the_mean_over_all_orders():
     examples = [{"image_id": i, "captions": ["x"] * n} for i, n in enumerate((1, 2, 3))]
     owner = (0, 1, 1, 2, 2, 2)
     orders = list(itertools.permutations(owner))
-    chance = retrieval.floors([], examples)["chance"]
+    chance = retrieval.floors([], examples, RetrievalOptions())["chance"]
     for k in (1, 5, 10):
         expected = np.mean([[i in order[:k] for i in range(3)] for order in orders])
         assert chance[f"tr_r{k}"] == pytest.approx(100 * expected)
@@ -240,7 +240,34 @@ def test_chance_is_the_mean_over_all_orders():
 
 
 def test_chance_of_a_large_gallery():
-    chance = retrieval.floors([], [{"image_id": i, "captions": ["x"] * 5} for i in range(1000)])["chance"]
+    chance = retrieval.floors([], [{"image_id": i, "captions": ["x"] * 5} for i in range(1000)], RetrievalOptions())[
+        "chance"
+    ]
     assert chance["tr_r1"] == pytest.approx(0.1)
     assert chance["tr_r5"] == pytest.approx(100 * (1 - np.prod([(4995 - i) / (5000 - i) for i in range(5)])))
     assert chance["ir_r10"] == pytest.approx(1.0)
+
+
+def test_folds_are_searched_by_themselves():
+    """Each fold has the predictions of a test set of its images alone, and the recalls are their mean."""
+    examples, options = make_examples(12), RetrievalOptions(k_test=10, folds=3)
+    predictions = retrieval.predict(Oracle(), examples, options)
+    metrics = retrieval.score(predictions, examples)
+    of_folds = []
+    for fold in range(3):
+        own = examples[4 * fold : 4 * fold + 4]
+        alone = retrieval.predict(Oracle(), own, RetrievalOptions(k_test=10))
+        ids = {example["image_id"] for example in own}
+        assert [row for row in predictions if row["image_id"] in ids] == alone
+        of_folds.append(retrieval.score(alone, own))
+    assert metrics == pytest.approx({name: np.mean([own[name] for own in of_folds]) for name in metrics})
+    chances = [retrieval.floors([], examples[n : n + 4], RetrievalOptions())["chance"] for n in (0, 4, 8)]
+    expected = {name: np.mean([own[name] for own in chances]) for name in metrics}
+    assert retrieval.floors([], examples, options)["chance"] == pytest.approx(expected)
+
+
+def test_folds_need_texts_and_images():
+    with pytest.raises(ValueError, match="as many folds as images, got 13 folds of 12 images"):
+        retrieval.check(RetrievalOptions(folds=13), make_examples(12))
+    with pytest.raises(ValueError, match="among 10 texts, and there are 4 in one of 12 folds"):
+        retrieval.check(RetrievalOptions(folds=12), make_examples(12))

@@ -82,6 +82,7 @@ def pruned(config, method, sparsity=0.75, **options):
         ("omp", "task", {"train": "val"}, KINDS[2:]),
         ("omp", "task", {"image_size": 48}, KINDS[2:]),
         ("omp", "task", {"precision": "bf16"}, KINDS[3:]),
+        ("omp", "task", {"extra": "meteor"}, KINDS[4:]),
         ("omp", "pruning", {"sparsity": 0.5}, KINDS[1:]),
         ("omp", "pruning", {"pattern": "1:4"}, KINDS[1:]),
     ],
@@ -211,7 +212,7 @@ def test_floors_and_answer_list_are_made_once_in_a_process_for_the_same_data(dat
     task, made = TaskConfig("vqa", str(dataset)), []
     own = replace(
         get_task("vqa"),
-        floors=lambda train, test: made.append(("floors", len(train), len(test))) or {},
+        floors=lambda train, test, options: made.append(("floors", len(train), len(test))) or {},
         prepare=lambda train: made.append(("answers", len(train))) or ["yes"],
     )
     monkeypatch.setattr(examples, "get_task", lambda _: own)

@@ -314,6 +314,7 @@ class TaskConfig:
             always uses).
         precision: number format of the model's products in evaluation, "fp32", "tf32" (of CUDA devices) or "bf16"
             (autocast).
+        extra: metrics that are computed on request only, several as in "meteor+spice", which captioning has (Java).
         options: settings of the task, such as `num_beams` of captioning.
     """
 
@@ -324,6 +325,7 @@ class TaskConfig:
     limit: AtLeastOne | None = None
     image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     precision: Precision = "fp32"
+    extra: str = ""
     options: GivenOptions = field(default_factory=Options)
 
 

@@ -20,6 +20,7 @@ from vlprune.stages.examples import (
     check_metrics,
     columns,
     examples,
+    few_answers,
     missed_answers,
     prepared,
     seen_in_training,
@@ -129,7 +130,7 @@ def evaluate(
     check_can(model, config, "the model")
     own: Any = build(chosen.options, options or {}, f"options of {task}")
     test, ready = examples(config, split), prepared(config)
-    traps = [seen_in_training(model, config, "the model")]
+    traps = [seen_in_training(model, config, "the model"), few_answers(config, test)]
     if chosen.prepare is not None:
         traps.append(missed_answers(config, examples(config, config.train)))
     for trap in filter(None, traps):

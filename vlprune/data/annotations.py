@@ -143,6 +143,11 @@ def texts(where: str, item: Any, key: str) -> list[str]:
     return several
 
 
+def answer_type(where: str, item: Any) -> str | None:
+    """What an item says of its answers, such as "yes/no", "number" or "other" in VQA; None if it says nothing."""
+    return text(where, item, "answer_type") if item.get("answer_type") is not None else None
+
+
 def once(where: str, key: str, value: int | str, seen: dict[str, int | str]) -> None:
     """Adds an id to `seen`; one that is there already, 5 being "5", and one of another type than those are errors."""
     first = next(iter(seen.values()), value)

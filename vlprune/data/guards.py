@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.vqa import normalize
+from eval.answers import accuracy, normalize
 
 COVERED = 0.5  # share of training answers that an answer list should hold
 VQA_MODEL = re.compile(r"(?:^|[^a-z])vqa(?:[^a-z]|$|v?2)|question.?answering", re.IGNORECASE)
@@ -45,3 +45,17 @@ def missed_answers(answers: Sequence[str], train_examples: Iterable[Mapping[str,
             "training answers: is it the list of another data set?"
         )
     return None
+
+
+def few_answers(examples: Iterable[Mapping[str, Any]]) -> str | None:
+    """A warning if the accuracy of VQA cannot reach 100, as questions have several answers and fewer than four.
+
+    It was made for ten answers a question: with three, who says what all people say is worth 66.7.
+    """
+    fewest = min((n for example in examples if (n := len(example["answers"])) > 1), default=4)
+    if fewest >= 4:
+        return None
+    return (
+        f"questions have {fewest} answers: the accuracy of VQA, made for 10, is at most "
+        f"{accuracy('yes', ['yes'] * fewest):.1f} for them; with one answer a question the metric is the exact match"
+    )

@@ -27,6 +27,7 @@ _FEATURES: dict[Kind, dict[str, Any]] = {
         "question": Value("string"),
         "question_id": None,
         "answers": List(Value("string")),
+        "answer_type": Value("string"),
         "weight": Value("float64"),
     },
 }

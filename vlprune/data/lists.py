@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.files import image_ids
 from vlprune.data.annotations import (
+    answer_type,
     check_whole,
     fields,
     first_entry,
@@ -106,6 +107,7 @@ def read_questions(directory: Directory, files: Sequence[Path], split: str) -> l
                     "question": text(where, item, "question"),
                     "question_id": question_id,
                     "answers": answers,
+                    "answer_type": answer_type(where, item),
                     "weight": VG_WEIGHT if of_vg else 1.0,
                 }
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprune.data.annotations import fields, items, no_split, once, shown, split_of, text
+from vlprune.data.annotations import answer_type, fields, items, no_split, once, shown, split_of, text
 from vlprune.data.images import ImageFolder
 from vlprune.data.source import Directory
 
@@ -61,11 +61,11 @@ def read_questions(directory: Directory, files: Sequence[Path], split: str) -> l
     `test`, test-dev2015 is `test-dev`). An image belongs to the image_id, a whole number, that its file name ends with.
     """
     asked = _split_file(directory, files, "questions", split)
-    answered, answers = None, {}
+    answered, answers, types = None, {}, {}
     given = directory.named("*annotations.json")
     if not split.startswith("test") or any(split_of(path) in (None, split) for path in given):
         answered = _split_file(directory, given, "annotations", split)
-        answers = _answers(answered)
+        answers, types = _answers(answered)
     folder, rows, seen, splits = ImageFolder(directory.root), [], {}, set()
     for where, item in items(asked, "questions"):
         question = text(where, item, "question")
@@ -88,6 +88,7 @@ def read_questions(directory: Directory, files: Sequence[Path], split: str) -> l
                 "question": question,
                 "question_id": question_id,
                 "answers": answers.get(str(question_id), []),
+                "answer_type": types.get(str(question_id)),
                 "weight": 1.0,
             }
         )
@@ -96,9 +97,9 @@ def read_questions(directory: Directory, files: Sequence[Path], split: str) -> l
     return rows
 
 
-def _answers(path: Path) -> dict[str, list[str]]:
-    """{question_id: answers} of an annotation file."""
-    answers, seen = {}, {}
+def _answers(path: Path) -> tuple[dict[str, list[str]], dict[str, str | None]]:
+    """{question_id: answers} and {question_id: answer type, if it is said} of an annotation file."""
+    answers, types, seen = {}, {}, {}
     for where, item in items(path, "annotations"):
         question_id, given = fields(where, item, {"question_id": int | str, "answers": list})
         once(where, "question_id", question_id, seen)
@@ -106,10 +107,10 @@ def _answers(path: Path) -> dict[str, list[str]]:
         if not all(isinstance(each, str) and each.isascii() for each in texts):
             for i, answer in enumerate(given):
                 fields(f"{where}, answer {i}", answer, {"answer": str})
-        if len(given) < 2:  # the accuracy leaves one person out
-            raise ValueError(f"{where}: wanted at least 2 answers, got {len(given)}")
-        answers[str(question_id)] = texts
-    return answers
+        if not given:
+            raise ValueError(f"{where}: wanted at least one answer, got none")
+        answers[str(question_id)], types[str(question_id)] = texts, answer_type(where, item)
+    return answers, types
 
 
 def _subfolder(path: Path) -> str:

@@ -24,7 +24,7 @@ from datasets.exceptions import DatasetsError
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from vlprune import escapes
-from vlprune.data.annotations import no_split, shown, split_of
+from vlprune.data.annotations import answer_type, no_split, shown, split_of
 from vlprune.data.images import ImageFolder, is_file
 from vlprune.data.source import Directory, Hub
 from vlprune.store.documents import DEEPEST, too_deep
@@ -84,11 +84,15 @@ def read_questions(source: Directory | Hub, split: str) -> tuple[Dataset, dict[i
         "question": [],
         "question_id": _ids(source, data, QUESTION_ID, split),
         "answers": [],
+        "answer_type": [None] * len(data),
         "weight": [1.0] * len(data),
     }
     if len(set(texts["question_id"])) < len(data):
         raise ValueError(f"{source.name}, {split}: question_ids occur twice")
     given = data[answers] if answers else [None] * len(data)
+    if "answer_type" in data.column_names:
+        rows = enumerate(data["answer_type"])
+        texts["answer_type"] = [answer_type(_entry(source, split, n), {"answer_type": own}) for n, own in rows]
     for row, (question, value) in enumerate(zip(data[asked], given)):
         where = _entry(source, split, row)
         if not isinstance(question, str) or not question.strip():
@@ -99,7 +103,8 @@ def read_questions(source: Directory | Hub, split: str) -> tuple[Dataset, dict[i
         texts["question"].append(question)
         texts["answers"].append(found)
     images, problems = _images(source, data, image, split)
-    features = {"question": Value("string"), "answers": List(Value("string")), "weight": Value("float64")}
+    features = {name: Value("string") for name in ("question", "answer_type")}
+    features |= {"answers": List(Value("string")), "weight": Value("float64")}
     return _joined(images, texts, features, list(range(len(data)))), problems
 
 

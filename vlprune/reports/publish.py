@@ -16,7 +16,7 @@ from vlprune.reports.grid import html_table, latex, markdown, paragraph
 from vlprune.reports.load import per_image_of
 from vlprune.reports.origins import mixture
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
-from vlprune.reports.tables import averages, details, summary
+from vlprune.reports.tables import averages, details, shown_first, summary
 from vlprune.reports.variants import NO_DEFAULTS, Defaults
 from vlprune.store.atomic import atomic, write_text
 from vlprune.store.record import Record
@@ -96,8 +96,9 @@ def publish(
         with atomic(written[-1]) as half:
             rows.astype({"key": "category", "image_id": "category"}).to_parquet(half, index=False, compression="zstd")
     written += [path for _, path in figures.values()]
+    first = shown_first(long, headlines)
     for task, path in figures.values():
-        plots.save(plots.figure(long, floors, task, headlines[task]), path)
+        plots.save(plots.figure(long, floors, task, first[task]), path)
     pictures = {title: path.name for title, (_, path) in figures.items()}
     overlaps = _overlaps(records, results / "cache", variants)
     if len(overlaps):

@@ -10,6 +10,7 @@ import pandas as pd
 from vlprune.config import DENSE
 from vlprune.reports.frame import check_comparable, gathered, rows
 from vlprune.reports.grid import MISSING, Grid, Line
+from vlprune.store.record import headline
 
 # {metric: (its name in print, its unit)}
 METRICS = {
@@ -22,6 +23,7 @@ METRICS = {
     "ir_r10": ("IR@10", "%"),
     "ir_mean": ("IR mean", "%"),
     "r_mean": ("R mean", "%"),
+    "rsum": ("RSUM", "of 600 %"),
     "bleu1": ("BLEU-1", "×100"),
     "bleu2": ("BLEU-2", "×100"),
     "bleu3": ("BLEU-3", "×100"),
@@ -31,6 +33,11 @@ METRICS = {
     "meteor": ("METEOR", "×100"),
     "spice": ("SPICE", "×100"),
     "accuracy": ("VQA", "%"),
+    "exact_match": ("VQA exact", "%"),
+    "yes_no": ("yes/no", "%"),
+    "number": ("number", "%"),
+    "other": ("other", "%"),
+    "normalized": ("VQA normalized", "%"),
 }
 
 
@@ -48,6 +55,11 @@ def metric_axis(metric: str) -> str:
 def percent(sparsity: float) -> str:
     """A fraction as a percentage: "62.5 %" for 0.625."""
     return f"{100 * sparsity:g} %"
+
+
+def shown_first(long: pd.DataFrame, headlines: Mapping[str, str]) -> dict[str, str]:
+    """{task: the metric that tables show first} of the tasks of a frame, see `vlprune.store.record.headline`."""
+    return {task: headline(headlines[task], rows(long, task=task).metric.unique()) for task in long.task.unique()}
 
 
 def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, str]) -> list[Grid]:
@@ -71,7 +83,7 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
     grids = []
     for model in long.model.unique():
         own = rows(long, model=model)
-        tasks = [(task, headlines[task]) for task in own.task.unique()]
+        tasks = list(shown_first(own, headlines).items())
         pruned = own.loc[own.method != DENSE]
         sparsities = sorted(pruned.sparsity.unique()) or [0.0]
         columns = [(sparsity, task, metric) for sparsity in sparsities for task, metric in tasks]

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from eval import TASKS, get_task
+from eval.options import unknown
 from vlprune.config import TaskConfig, build
 from vlprune.data import (
     annotation_files,
@@ -33,10 +34,26 @@ def check_metrics(task: TaskConfig, split: str, *, skip_broken: bool = False) ->
 
     Raises:
         ValueError: with the reason.
+        RuntimeError: a further metric needs what is not there.
     """
     chosen = get_task(task.name)
+    for metric in extra_metrics(task):
+        chosen.extra[metric]()
     options: Any = build(chosen.options, task.options, "task.options")
     chosen.check(options, examples(task, split, skip_broken=skip_broken))
+
+
+def extra_metrics(task: TaskConfig) -> list[str]:
+    """The metrics that are computed on request.
+
+    Raises:
+        ValueError: one that the task does not have.
+    """
+    known, wanted = get_task(task.name).extra, [name for name in task.extra.split("+") if name]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(unknown(f"extra metric of {task.name}", name, known))
+    return wanted
 
 
 def prepared(task: TaskConfig, *, skip_broken: bool = False) -> Any:
@@ -63,12 +80,14 @@ def _prepared(prepare: Callable[[Any], Any], task: TaskConfig, skip_broken: bool
 
 @lru_cache(maxsize=8)
 def _floors(
-    compute: Callable[[Any, Any], dict[str, dict[str, float]]],
+    compute: Callable[[Any, Any, Any], dict[str, dict[str, float]]],
     task: TaskConfig,
     skip_broken: bool,
     _known: tuple[str, str],
 ) -> dict[str, dict[str, float]]:
-    return compute(*(columns(examples(task, split, skip_broken=skip_broken)) for split in (task.train, task.test)))
+    options: Any = build(get_task(task.name).options, task.options, "task.options")
+    train, test = (columns(examples(task, split, skip_broken=skip_broken)) for split in (task.train, task.test))
+    return compute(train, test, options)
 
 
 def columns(data: Dataset) -> list[dict[str, Any]]:
@@ -112,3 +131,10 @@ def missed_answers(task: TaskConfig, train: Dataset) -> str | None:
     if get_task(task.name).references != "answers" or (listed := load_answers(task.data)) is None:
         return None
     return guards.missed_answers(listed, train.select_columns("answers").to_list())
+
+
+def few_answers(task: TaskConfig, test: Dataset) -> str | None:
+    """A warning if questions have several answers, but too few for the accuracy of VQA, else None."""
+    if get_task(task.name).references != "answers":
+        return None
+    return guards.few_answers(test.select_columns("answers").to_list())

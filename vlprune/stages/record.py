@@ -11,7 +11,7 @@ from typing import Any
 from eval import get_task
 from vlprune.config import RunConfig
 from vlprune.reports.variants import setting
-from vlprune.stages.examples import columns, examples, floors
+from vlprune.stages.examples import columns, examples, extra_metrics, floors
 from vlprune.stages.fingerprints import Fingerprints, score_code
 from vlprune.stages.predictions import Predictions
 from vlprune.stages.stage import Bench, Made, Stage
@@ -35,7 +35,7 @@ def record_stage(
         known: the fingerprints.
         stages: {kind: key} of the run's other stages, which the record names.
     """
-    task = get_task(config.task.name)
+    task, extra = get_task(config.task.name), extra_metrics(config.task)
 
     def make(stages_: Sequence[Stage[Record]], inputs: Sequence[Predictions], bench: Bench) -> list[Made[Record]]:
         [stage], [said] = stages_, inputs
@@ -49,7 +49,7 @@ def record_stage(
         record = Record(
             key=stage.key,
             config=config,
-            metrics=task.score(said, test) if scored else {},
+            metrics=task.score(said, test, **({"extra": extra} if extra else {})) if scored else {},
             floors=floors(config.task, skip_broken=skip) if scored else {},
             sparsity=_sparsity(layers.values()),
             modality_sparsity={modality: _sparsity(own) for modality, own in by_modality.items()},
@@ -83,6 +83,7 @@ def record_stage(
     reads: dict[str, Any] = {
         "code": score_code(task),
         "train": known.split(config.task, task.examples, config.task.train),  # of the floors
+        **({"extra": extra} if extra else {}),
     }
     return Stage(
         kind="record",

@@ -37,6 +37,7 @@ from vlprune.stages.tracking import Trackers
 from vlprune.store.artifacts import note_path
 from vlprune.store.atomic import write_text
 from vlprune.store.doing import say_step
+from vlprune.store.record import headline
 from vlprune.store.weights import TEMPORARY, tuned_path
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,8 @@ def _finetune(
 def _headline(model: ModelAdapter, task: Task, config: RunConfig, val: Dataset, ready: Any) -> float:
     options: Any = build(task.options, config.task.options, "task.options")
     with torch.inference_mode(), computing_in(config.task.precision, model.device):
-        return task.score(task.predict(model, val, options, ready, compute_together), columns(val))[task.headline]
+        metrics = task.score(task.predict(model, val, options, ready, compute_together), columns(val))
+    return metrics[headline(task.headline, metrics)]
 
 
 def _epoch(config: RunConfig, task: Task, train: Dataset) -> Sequence[Example]:

@@ -19,7 +19,7 @@ from vlprune.reports.tables import summary
 from vlprune.store.doing import clock
 from vlprune.store.lease import clear
 from vlprune.store.manifest import Manifest, manifest_path, write_manifest
-from vlprune.store.record import ERROR, RECORD, Record, predictions_path, run_directory
+from vlprune.store.record import ERROR, RECORD, Record, headline, predictions_path, run_directory
 from vlprune.store.remote import RemoteError, remote_of
 from vlprune.store.verify import verify
 from vlprune.store.weights import settle, weights_path
@@ -220,7 +220,8 @@ def _keep_best(planned: Plan, records: Iterable[Record], mirror: Mirror) -> None
         if record.metrics:
             run = planned.by_key[record.key]
             config = run.cell.config
-            found = record.metrics[planned.table.headlines[config.task.name]], -config.seed, run
+            metric = headline(planned.table.headlines[config.task.name], record.metrics)
+            found = record.metrics[metric], -config.seed, run
             place = *run.cell.row, config.task.name
             if place not in best or found[:2] > best[place][:2]:
                 best[place] = found

@@ -14,7 +14,7 @@ from vlprune.config import DENSE, ConfigError, ModelConfig, RunConfig, TaskConfi
 from vlprune.data import calibration_batches, left_out
 from vlprune.masks import already_sparse
 from vlprune.models import ModelAdapter, load_model
-from vlprune.stages.examples import check_can, check_metrics, examples, missed_answers, seen_in_training
+from vlprune.stages.examples import check_can, check_metrics, examples, few_answers, missed_answers, seen_in_training
 from vlprune.stages.masks import settings_read
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def preflight(configs: Iterable[RunConfig], *, skip_broken: bool = False) -> lis
         for split in (task.test, *(["val"] if task in best else [])):
             try:
                 check_metrics(task, split, skip_broken=skip_broken)
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
                 raise ConfigError(f"{_examples(task, split)}: {error}") from None
     if any(config.finetuning.precision == "bf16" for config in configs) and (trap := _slow_bf16()):
         log.warning(f"finetuning.precision is bf16, {trap}")
@@ -96,7 +96,9 @@ def _check_split(task: TaskConfig, split: str, *, skip_broken: bool) -> list[str
     """The images of a split that are left out."""
     found = _load(_examples(task, split), lambda: examples(task, split, skip_broken=skip_broken))
     chosen = get_task(task.name)
-    if split == task.train and (trap := missed_answers(task, found)):
+    traps = [missed_answers(task, found) if split == task.train else None]
+    traps.append(few_answers(task, found) if split == task.test else None)
+    for trap in filter(None, traps):
         log.warning(f"{task.data}: {trap}")
     missing = left_out(task.data, chosen.examples, split, task.limit) if skip_broken else []
     return [f"{task.data}: {image}" for image in missing]

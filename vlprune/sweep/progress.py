@@ -20,7 +20,7 @@ from vlprune.reports.grid import MISSING
 from vlprune.reports.tables import metric_name, percent
 from vlprune.store.doing import clock
 from vlprune.store.lease import holder
-from vlprune.store.record import ERROR, read_record, run_directory
+from vlprune.store.record import ERROR, headline, read_record, run_directory
 from vlprune.sweep.engine import ELSEWHERE, Event
 from vlprune.sweep.job import Job
 from vlprune.sweep.plan import Plan, Run
@@ -170,7 +170,7 @@ class Progress:
             record = read_record(run_directory(self.results, run.key))
             if record is not None and record.metrics:
                 task = run.cell.config.task.name
-                values[task].append(record.metrics[self.headlines[task]])
+                values[task].append(record.metrics[headline(self.headlines[task], record.metrics)])
         texts = [f"{sum(seeds) / len(seeds):.1f}" if seeds else MISSING for seeds in values.values()]
         model, pruning = last.cell.config.model, last.cell.config.pruning
         at = "" if pruning.method == DENSE else percent(pruning.sparsity)
