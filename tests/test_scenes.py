@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlprune.data import load_pairs, load_questions, scenes
+from vlprune.data import drawn, load_pairs, load_questions, scenes
 from vlprune.data.source import find_source
 
 
@@ -56,7 +56,8 @@ def test_scenes_come_with_the_common_columns(kind, scenes_cache):
         assert len(data[0]["captions"]) == 5
     else:
         data = load_questions("scenes", "test", limit=12)
-        assert set(data.column_names) == {"image", "image_id", "question", "question_id", "answers", "weight"}
+        own = ("answers", "answer_type", "weight")
+        assert set(data.column_names) == {"image", "image_id", "question", "question_id", *own}
         assert len(data) == 12
         assert len(data[0]["answers"]) == 10
         assert set(data["weight"]) == {1.0}
@@ -72,7 +73,7 @@ def test_generation_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_leftovers_of_a_killed_generation_go(tmp_path, monkeypatch):
     monkeypatch.setenv("VLPRUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr(scenes, "write", lambda root: (root / "made").touch())
+    monkeypatch.setattr(drawn, "write", lambda root, _: (root / "made").touch())
     root = tmp_path / f"scenes-{scenes.VERSION}"
     (tmp_path / f"{root.name}.part-abc" / "images").mkdir(parents=True)
     assert find_source("scenes").root == root

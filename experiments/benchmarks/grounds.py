@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 
-from vlprune.data import scenes
+from vlprune.data import drawn
+from vlprune.data.scenes import SCENES
 from vlprune.masks import mask_hash
 from vlprune.models import load_model, save_model
 from vlprune.reports.frame import RESULTS
@@ -160,7 +161,7 @@ def begun(ground: Ground, *, clock: str = "", room: int | None = None, jobs: int
 def prepared(root: Path, draw: random.Random) -> Ground:
     """A directory with model, data and table."""
     save_model(load_model("tiny-xvlm"), root / "model")
-    scenes.write(root / "data")
+    drawn.write(root / "data", SCENES)
     (root / "faults.toml").write_text(TABLE)
     return Ground(root, draw)
 

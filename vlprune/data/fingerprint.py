@@ -12,9 +12,9 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Literal, NamedTuple
 
-from vlprune.data import karpathy, lists, scenes, tables
+from vlprune.data import karpathy, lists, tables
 from vlprune.data.images import SUFFIXES, list_files, stat_file
-from vlprune.data.source import DATASETS, TABLES, Directory, Hub, cache_home, find_source
+from vlprune.data.source import EMBEDDED, TABLES, Directory, Hub, cache_home, find_source
 from vlprune.store.atomic import write_text
 from vlprune.store.identity import SETTLED
 
@@ -80,8 +80,8 @@ def data_fingerprint(name: str) -> str:
 
 def take_fingerprint(source: Directory | Hub) -> Fingerprint:
     """The fingerprint of a source."""
-    if source.name in DATASETS:
-        return Fingerprint(f"{source.name}-{scenes.VERSION}", "", settled=True)
+    if (own := EMBEDDED.get(source.name)) is not None:
+        return Fingerprint(f"{own.name}-{own.version}", "", settled=True)
     if isinstance(source, Hub):
         return Fingerprint(tables.fingerprint(source), "", settled=True)
     files = list(_files(source))

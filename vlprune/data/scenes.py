@@ -1,19 +1,14 @@
-"""`scenes`: small procedural images with captions, region phrases and questions, made from a seed.
-
-Every image shows one to four flat shapes on a 4 × 4 grid of cells. The set is written once in the same layouts as real
-data (a Karpathy `dataset_scenes.json`, VQA v2 question and annotation files, a list of region boxes), so that the
-readers of real annotations read it too.
-"""
+"""`scenes`: one to four flat shapes on a 4 × 4 grid of cells, which the embedded models are pretrained on."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from vlprune.data.drawn import DrawnSet, Picture, Question, distinct, listing, ten_answers
 
 VERSION = 1
 SIZE = 64
@@ -146,10 +141,6 @@ def pixels(scene: Scene) -> np.ndarray:
 # ---- the words ------------------------------------------------------------------------------------------------------
 
 
-def _join(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
 def _plural(shape: str, count: int) -> str:
     return shape if count == 1 else f"{shape}es" if shape == "cross" else f"{shape}s"
 
@@ -169,16 +160,16 @@ def captions(scene: Scene) -> list[str]:
     rng = np.random.default_rng([VERSION, scene.seed, 2])
     things, ground = scene.things, scene.background
     pick = lambda *options: str(rng.choice(options))  # noqa: E731
-    everything = _join([f"a {t.phrase}" for t in things])
-    places = _join([f"a {t.color} {t.shape} in the {t.place}" for t in things[:3]])
+    everything = listing([f"a {t.phrase}" for t in things])
+    places = listing([f"a {t.color} {t.shape} in the {t.place}" for t in things[:3]])
     counts = {s: sum(t.shape == s for t in things) for s in SHAPES}
-    tally = _join([f"{NUMBERS[n]} {_plural(s, n)}" for s, n in counts.items() if n])
-    colors = _join([f"{t.color} {t.shape}" for t in things])
+    tally = listing([f"{NUMBERS[n]} {_plural(s, n)}" for s, n in counts.items() if n])
+    colors = listing([f"{t.color} {t.shape}" for t in things])
     lines = [
         f"{everything} on a {ground} background",
         f"{pick('a picture of', 'there is', 'this shows')} {everything}",
         places,
-        f"{tally} on {ground}, {'in' if len(things) == 1 else 'colored'} {_join([t.color for t in things])}",
+        f"{tally} on {ground}, {'in' if len(things) == 1 else 'colored'} {listing([t.color for t in things])}",
     ]
     pairs = [(a, b, r) for a in things for b in things if a is not b and (r := _relation(a, b))]
     if pairs:
@@ -262,12 +253,14 @@ def questions(scene: Scene) -> list[tuple[str, str, str]]:
     return list(asked.values())
 
 
-def ten_answers(scene: Scene, index: int, answer: str) -> list[str]:
-    """Ten annotators' answers to question `index`: each is wrong with a chance of 5 %, as people are."""
-    rng = np.random.default_rng([VERSION, scene.seed, 4, index])
+def picture(scene: Scene) -> Picture:
+    """A scene as an image with its texts; people's answers are wrong with a chance of 5 % each."""
     groups = (("yes", "no"), tuple("01234"), tuple(COLORS), SHAPES, tuple(RADII), ("top", "bottom"), ("left", "right"))
-    rivals = next((g for g in (*groups, tuple(BACKGROUNDS)) if answer in g), (answer,))
-    return [str(rng.choice(rivals)) if rng.random() < 0.05 else answer for _ in range(10)]
+    asked = []
+    for i, (text, answer, kind) in enumerate(questions(scene)):
+        rng = np.random.default_rng([VERSION, scene.seed, 4, i])
+        asked.append(Question(text, ten_answers(rng, answer, (*groups, tuple(BACKGROUNDS))), answer, kind))
+    return Picture(pixels(scene), captions(scene), asked, [(t.box, f"a {t.phrase}") for t in scene.things])
 
 
 # ---- the splits -----------------------------------------------------------------------------------------------------
@@ -278,17 +271,15 @@ _TRAIN_SEED, _VAL_SEED, _TEST_SEED = 1_000_000, 500_000, 0
 @cache
 def _held_out() -> tuple[dict[str, list[int]], frozenset]:
     """Seeds of val and test, and the signatures of their scenes, which no other split may show."""
-    seen: set = set()
+    seen: frozenset = frozenset()
     seeds: dict[str, list[int]] = {}
     for split, start in (("test", _TEST_SEED), ("val", _VAL_SEED)):
-        seeds[split], seed = [], start
-        while len(seeds[split]) < SPLITS[split]:
-            signature = scene(seed).signature
-            if signature not in seen:
-                seen.add(signature)
-                seeds[split].append(seed)
-            seed += 1
-    return seeds, frozenset(seen)
+        seeds[split], seen = distinct(_signature, start, SPLITS[split], seen)
+    return seeds, seen
+
+
+def _signature(seed: int) -> tuple:
+    return scene(seed).signature
 
 
 def train_scene(index: int) -> Scene | None:
@@ -305,51 +296,13 @@ def split_scenes(split: str) -> list[Scene]:
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of scenes; there are: {', '.join(SPLITS)}")
-    if split != "train":
-        return [scene(seed) for seed in _held_out()[0][split]]
-    found, index, seen = [], 0, set()
-    while len(found) < SPLITS["train"]:
-        made = train_scene(index)
-        if made and made.signature not in seen:
-            seen.add(made.signature)
-            found.append(made)
-        index += 1
-    return found
+    held, seen = _held_out()
+    seeds = held[split] if split in held else distinct(_signature, _TRAIN_SEED, SPLITS["train"], seen)[0]
+    return [scene(seed) for seed in seeds]
 
 
-def write(root: Path) -> None:
-    """Writes the whole set under root: images/, annotations in the Karpathy and VQA v2 layouts, region boxes."""
-    (root / "images").mkdir(parents=True)
-    karpathy, regions, image_id = [], [], 0
-    for split in SPLITS:
-        asked, answered = [], []
-        for made in split_scenes(split):
-            image_id += 1
-            name = f"{image_id:06d}.png"
-            Image.fromarray(pixels(made)).save(root / "images" / name, compress_level=1)
-            karpathy.append(
-                {
-                    "filename": name,
-                    "imgid": image_id,
-                    "split": split,
-                    "sentences": [{"raw": c, "tokens": c.replace(",", "").split()} for c in captions(made)],
-                }
-            )
-            regions.append({"image": name, "elems": [{"bb": t.box, "caption": f"a {t.phrase}"} for t in made.things]})
-            for i, (question, answer, kind) in enumerate(questions(made)):
-                key = {"image_id": image_id, "question_id": 10 * image_id + i}
-                asked.append({**key, "question": question})
-                answered.append(
-                    {
-                        **key,
-                        "question_type": kind,
-                        "multiple_choice_answer": answer,
-                        "answers": [
-                            {"answer": a, "answer_id": j + 1} for j, a in enumerate(ten_answers(made, i, answer))
-                        ],
-                    }
-                )
-        (root / f"{split}_questions.json").write_text(json.dumps({"questions": asked}))
-        (root / f"{split}_annotations.json").write_text(json.dumps({"annotations": answered}))
-    (root / "regions.json").write_text(json.dumps(regions))
-    (root / "dataset_scenes.json").write_text(json.dumps({"dataset": "scenes", "images": karpathy}))
+def _pictures(split: str) -> Iterator[Picture]:
+    return map(picture, split_scenes(split))
+
+
+SCENES = DrawnSet("scenes", VERSION, tuple(SPLITS), _pictures)

@@ -13,9 +13,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from vlprune.config import unknown
-from vlprune.data import scenes
+from vlprune.data import drawn
+from vlprune.data.landscapes import LANDSCAPES
+from vlprune.data.scenes import SCENES
 
-DATASETS = ("scenes",)
+EMBEDDED = {own.name: own for own in (SCENES, LANDSCAPES)}
+DATASETS = tuple(EMBEDDED)
 TABLES = (".arrow", ".csv", ".jsonl", ".parquet", ".tar")  # besides annotation lists, what load_dataset reads
 HUB = re.compile(r"(?P<path>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<config>[\w.-]+))?")
 
@@ -71,8 +74,8 @@ def find_source(name: str) -> Directory | Hub:
     Raises:
         ValueError: a name that is none of these.
     """
-    if name in DATASETS:
-        return _directory(name, _scenes_root())
+    if name in EMBEDDED:
+        return _directory(name, _drawn_root(EMBEDDED[name]))
     path = Path(name)
     if path.is_dir():
         return _directory(name, path)
@@ -105,8 +108,9 @@ def _folders(root: Path) -> list[Path]:
         return [root / entry.name for entry in entries if entry.is_dir()]
 
 
-def _scenes_root() -> Path:
-    root = cache_home() / f"scenes-{scenes.VERSION}"
+def _drawn_root(own: drawn.DrawnSet) -> Path:
+    """The directory of an embedded data set, which is drawn when it is first used."""
+    root = cache_home() / f"{own.name}-{own.version}"
     if not root.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{root}.lock"):
@@ -115,7 +119,7 @@ def _scenes_root() -> Path:
                     shutil.rmtree(left)
                 part = Path(tempfile.mkdtemp(dir=root.parent, prefix=f"{root.name}.part-"))
                 try:
-                    scenes.write(part)
+                    drawn.write(part, own)
                     os.rename(part, root)
                 except BaseException:
                     shutil.rmtree(part, ignore_errors=True)
