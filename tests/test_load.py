@@ -6,7 +6,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
-from test_reports import HEADLINES, at_rates, record, runs, varied
+from test_reports import HEADLINES, at_rates, record, runs, table, varied
 
 import vlprune as vp
 from vlprune.config import ConfigError, Options
@@ -15,7 +15,7 @@ from vlprune.reports.load import per_image_of
 from vlprune.reports.publish import publish
 from vlprune.reports.uncertainty import of_seeds_and_images
 from vlprune.store.artifacts import Note, written
-from vlprune.store.manifest import Manifest, Place, write_manifest
+from vlprune.store.manifest import write_manifest
 from vlprune.store.per_image import per_image_path, write_per_image
 from vlprune.store.record import LOSSES, RECORD, record_text, run_directory
 from vlprune.store.remote import RemoteError
@@ -39,20 +39,8 @@ def stored(results, records, name=None, variants=None, defaults=None):
     for own in records:
         with written(run_directory(results, own.key) / RECORD, Note()) as half:
             half.write_text(record_text(own), encoding="utf-8")
-    places = [
-        Place(
-            own.config.model.name,
-            own.config.pruning.method,
-            (variants or {}).get(own.key, ""),
-            own.config.pruning.sparsity,
-            own.config.task.name,
-            own.config.seed,
-            own.key,
-        )
-        for own in records
-    ]
     if name is not None:
-        write_manifest(results, Manifest(name, HEADLINES, defaults or {}, tuple(places)))
+        write_manifest(results, table(records, name, variants or {own.key: "" for own in records}, defaults))
 
 
 def full(*arguments, **changes):
@@ -131,8 +119,9 @@ def test_a_clone_with_tables_alone_has_the_rows_that_its_runs_have(tmp_path):
     records = [full("b", "dense", 0.0, "vqa", value=80.0), full("b", "omp", 0.75, "vqa", 1), varied(4.0, value=70.0)]
     stored(tmp_path / "here", records, "t")
     long = vp.load_results(tmp_path / "here")
+    (tmp_path / "clone").mkdir()
     for name in ("t", "u"):
-        publish(name, records, HEADLINES, results=tmp_path / "clone")
+        publish(table(records, name), records, results=tmp_path / "clone")
     assert same(vp.load_results(tmp_path / "clone", "t"), long)
     assert same(vp.load_results(tmp_path / "clone" / "tables" / "t_results.csv"), long)
     assert same(vp.load_results(tmp_path / "clone"), long)  # a run of two tables is there once
@@ -143,7 +132,7 @@ def test_a_clone_with_tables_alone_has_the_rows_that_its_runs_have(tmp_path):
 
 def test_texts_that_look_like_numbers_stay_texts(tmp_path):
     one = dataclasses.replace(full("7", "omp", 0.5, "vqa"), key="1e5", stages={"settings": "0012", "masks": "m"})
-    publish("t", [one], HEADLINES, results=tmp_path)
+    publish(table([one]), [one], results=tmp_path)
     (row,) = vp.load_results(tmp_path).to_dict("records")[:1]
     assert (row["model"], row["key"], row["settings"], row["commit"]) == ("7", "1e5", "0012", "0123456")
 
@@ -205,7 +194,7 @@ def test_pseudo_values_are_a_row_for_each_image(tmp_path):
 def test_the_file_of_pseudo_values_has_the_runs_in_the_order_of_the_table(tmp_path):
     """Another process, in which sets of texts have another order, writes the same bytes."""
     records, _ = compared(tmp_path)
-    publish("t", records, HEADLINES, results=tmp_path)
+    publish(table(records), records, results=tmp_path)
     keys = [own.key for own in records]
     assert list(dict.fromkeys(pd.read_parquet(tmp_path / "tables" / "t_images.parquet").key)) == keys
     for path in (tmp_path, tmp_path / "tables" / "t_results.csv"):
@@ -222,7 +211,7 @@ def test_compare_knows_the_images_of_what_was_loaded(tmp_path):
     given = vp.compare(pd.DataFrame(df), images=vp.load_per_image(tmp_path))
     assert same(given, vp.compare(df))
     assert same(vp.compare(df[df.task == "vqa"]), vp.compare(df))
-    publish("t", records, HEADLINES, results=tmp_path)
+    publish(table(records), records, results=tmp_path)
     (tmp_path / "clone").mkdir()
     (tmp_path / "tables").rename(tmp_path / "clone" / "tables")
     assert same(vp.compare(vp.load_results(tmp_path / "clone")), vp.compare(df))

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from test_reports import table
 
 from vlprune.config import CalibrationConfig, FinetuningConfig, ModelConfig, PruningConfig, RunConfig, TaskConfig
 from vlprune.masks import Masks
@@ -145,7 +146,7 @@ def test_fewer_than_two_bundles_and_damaged_ones_write_no_overlap(tmp_path, capl
     records = [record("dense", 0.0), record("omp"), record("lamp")]
 
     def published():
-        files = publish("t", records, {"vqa": "accuracy"}, results=tmp_path)
+        files = publish(table(records), records, results=tmp_path)
         assert sorted(files) == sorted((tmp_path / "tables").iterdir())
         return [path.name for path in files if "overlap" in path.name]
 
@@ -166,6 +167,6 @@ def test_without_torch_a_table_is_published_without_its_overlap(tmp_path, monkey
     for one in records:
         bundle(tmp_path / "cache", one)
     monkeypatch.setitem(sys.modules, "vlprune.masks", None)  # as where torch is not installed
-    files = publish("t", records, {"vqa": "accuracy"}, results=tmp_path)
+    files = publish(table(records), records, results=tmp_path)
     assert [path.name for path in files] == ["t.md", "t.csv", "t_results.csv", "t_vqa.png"]
     assert "vlprune.masks" in caplog.text

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import random
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,14 +14,17 @@ import pytest
 from rich.console import Console
 
 from vlprune.config import CalibrationConfig, FinetuningConfig, ModelConfig, PruningConfig, RunConfig, TaskConfig
+from vlprune.reports.caption import described
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import Grid, Line, html_table, latex, markdown, terminal
+from vlprune.reports.marks import leaders
 from vlprune.reports.plots import figure, save
 from vlprune.reports.publish import publish, render
 from vlprune.reports.significance import compare
 from vlprune.reports.tables import averages, details, summary
 from vlprune.reports.variants import find, labels, variant
 from vlprune.store.keys import digest
+from vlprune.store.manifest import Manifest, Place
 from vlprune.store.record import Record
 
 HEADLINES = {"retrieval": "tr_r1", "captioning": "cider", "vqa": "accuracy"}
@@ -67,8 +71,27 @@ def record(model, method, sparsity, task, seed=0, value=None, code=1, data="scen
 
 def drawn(records, **more):
     """The grid of the headlines of one model."""
-    (grid,) = summary(frame(records, **more), floor_frame(records, more.get("variants")), HEADLINES)
+    long = frame(records, **more)
+    (grid,) = summary(long, floor_frame(records, more.get("variants")), HEADLINES, leaders(long, {}))
     return grid
+
+
+def table(records, name="t", variants=None, defaults=None):
+    """The manifest of a table of these records."""
+    given = {} if variants is None else variants
+    places = [
+        Place(
+            model=own.config.model.name,
+            method=own.config.pruning.method,
+            variant=given.get(own.key, variant(own.config)),
+            sparsity=own.config.pruning.sparsity,
+            task=own.config.task.name,
+            seed=own.config.seed,
+            key=own.key,
+        )
+        for own in records
+    ]
+    return Manifest(name, HEADLINES, defaults or {}, tuple(places))
 
 
 def legend(chart):
@@ -204,13 +227,78 @@ def test_a_name_finds_the_variants_that_have_its_settings():
 # ---- tables ----
 
 
-def test_the_best_method_is_marked_but_not_dense_nor_floors():
-    values = {"dense": 80.0, "omp": 60.02, "lamp": 60.04, "snip": 12.0}
-    grid = drawn([record("b", m, 0.0 if m == "dense" else 0.75, "vqa", value=v) for m, v in values.items()])
-    best = {line.label: line.best[0] for block in grid.blocks for line in block}
-    assert best == {"dense": False, "omp": True, "lamp": True, "snip": False, "most frequent answer": False}
-    assert [line.cells for line in grid.blocks[1]] == [("60.0",), ("60.0",), ("12.0",)]
+def seeded(values, task="vqa"):
+    """Runs of a model at one sparsity: {method: a value for each seed}."""
+    return [
+        record("b", method, 0.0 if method == "dense" else 0.75, task, seed, value)
+        for method, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+
+
+def marked(grid):
+    return {line.label for block in grid.blocks for line in block if line.best[0]}
+
+
+def test_what_is_not_distinguishable_from_the_best_is_marked_but_not_dense_nor_floors():
+    values = {"dense": [80, 81, 80], "omp": [60, 61, 62], "lamp": [61, 60.5, 62], "snip": [30, 31, 30.5]}
+    grid = drawn(seeded(values))
+    assert marked(grid) == {"omp", "lamp"}
     assert grid.blocks[2][0].cells == ("19.0",)
+
+
+def test_what_is_below_a_floor_is_never_marked():
+    below = drawn(seeded({"omp": [10, 11, 12], "lamp": [9, 11, 13]}))
+    assert marked(below) == set()
+    one_above = drawn(seeded({"omp": [19.5, 18.5, 20.5], "lamp": [18.9, 18.4, 19.3]}))
+    assert marked(one_above) == {"omp"}
+
+
+def test_one_seed_without_pseudo_values_marks_nothing():
+    grid = drawn(seeded({"omp": [60], "lamp": [90]}))
+    assert marked(grid) == set()
+
+
+def test_pseudo_values_of_images_mark_with_one_seed():
+    records = seeded({"omp": [60], "lamp": [61], "snip": [40]})
+    draw = np.random.default_rng(0)
+    noise = draw.normal(0, 10, 200)
+    known = {
+        own.key: pd.DataFrame({"accuracy": own.metrics["accuracy"] + noise - noise.mean() + jitter - jitter.mean()})
+        for own in records
+        for jitter in [draw.normal(0, 10, 200)]
+    }
+    long = frame(records)
+    assert {label for _, label, *_ in leaders(long, known)} == {"omp", "lamp"}
+    few = {key: own.iloc[:4] for key, own in known.items()}  # which tell less
+    assert {label for _, label, *_ in leaders(long, few)} == {"omp", "lamp", "snip"}
+
+
+def test_a_best_method_beside_nobody_is_not_marked():
+    assert marked(drawn(seeded({"omp": [60, 61, 62]}))) == set()
+
+
+def test_a_cell_says_how_many_seeds_are_done():
+    grid = drawn(seeded({"omp": [60, 61, 62], "lamp": [61, 63]}))
+    assert [line.cells for line in grid.blocks[1]] == [("61.0 ± 1.0",), ("62.0 ± 1.4 (2 of 3)",)]
+
+
+def test_the_caption_says_data_samples_steps_calibration_and_seeds():
+    records = runs(methods=("omp",), models=("b",), seeds=(0, 1))
+    records = [dataclasses.replace(own, evaluated={"images": 300, "samples": 1800}) for own in records]
+    said = " ".join(described(records))
+    assert "vqa: 1,800 samples on 300 images of scenes (test), after 40 steps of 32 samples." in said
+    assert "Calibration of the methods that need it: 8 batches of 32 pairs of scenes. 2 seeds." in said
+    longer = [record("b", "omp", 0.5, "vqa", data="/my/photos", finetuning=FinetuningConfig(epochs=5, steps=None))]
+    assert described(longer)[0] == "vqa: photos (test), after 5 epochs of 32 samples."
+    tested = [dataclasses.replace(own, evaluated={"images": 7, "samples": 7}) for own in longer]
+    assert described([*tested, *records])[0].startswith("vqa: 7 images of photos (test) or 1,800 samples on 300 images")
+
+
+def test_missing_runs_are_counted_below_the_tables():
+    records = runs(methods=("omp",), models=("b",))
+    assert "3 of 12 runs are not done." in render(table(records), records[:9], "markdown", {})
+    assert "not done" not in render(table(records), records, "markdown", {})
 
 
 def test_a_missing_run_is_a_dash_and_columns_are_grouped_by_sparsity():
@@ -263,7 +351,6 @@ def test_variants_compete_as_methods_do():
     assert list(long.retention) == [1.0, 0.875, 0.75, 0.9375]
     grid = drawn(records)
     assert [line.label for line in grid.blocks[1]] == ["chita++ alignment=1", "chita++ alignment=4", "omp"]
-    assert [line.best[0] for line in grid.blocks[1]] == [False, True, False]
     assert details(long, floor_frame(records))[0].blocks[1][1].label == "chita++ alignment=4 50 %"
     found = averages(long)
     assert list(zip(found.method, found.variant))[1:] == [("chita++", ""), ("omp", ""), ("chita++", "alignment=4")]
@@ -318,9 +405,9 @@ def test_every_format_holds_every_number():
     records = runs()
     cells = [cell for t in summary(frame(records), floor_frame(records), HEADLINES) for cell in t.blocks[1][0].cells]
     for form in ("markdown", "latex", "html"):
-        text = render(records, HEADLINES, form)
+        text = render(table(records), records, form, {})
         assert all(cell in text for cell in cells)
-    assert len(render(records, HEADLINES, "csv").splitlines()) == 1 + 2 * 10 * 6
+    assert len(render(table(records), records, "csv", {}).splitlines()) == 1 + 2 * 10 * 6
 
 
 def test_csv_is_one_row_per_mean():
@@ -329,7 +416,7 @@ def test_csv_is_one_row_per_mean():
         varied(4.0, value=70.0, seed=0),
         varied(4.0, value=71.0, seed=1),
     ]
-    assert render(records, HEADLINES, "csv") == (
+    assert render(table(records), records, "csv", {}) == (
         "model,method,variant,sparsity,task,metric,mean,std,seeds,dense,retention\n"
         "tiny-xvlm,dense,,0,vqa,accuracy,80,,1,80,1\n"
         "b,chita++,alignment=4,0.5,vqa,accuracy,70.5,0.707107,2,,\n"
@@ -337,12 +424,14 @@ def test_csv_is_one_row_per_mean():
 
 
 def test_markdown_is_aligned():
-    records = [record("b", m, s, "vqa", value=v) for m, s, v in (("dense", 0.0, 80.0), ("omp", 0.5, 9.96))]
-    records.append(record("b", "lamp", 0.5, "vqa", value=70.0))
-    assert markdown(drawn(records)) == (
+    records = seeded({"dense": [80.0], "omp": [9.96], "lamp": [70.0]})
+    grid = drawn(records)
+    [dense, methods, floor] = grid.blocks
+    marked = (methods[0], dataclasses.replace(methods[1], best=(True,)))
+    assert markdown(dataclasses.replace(grid, blocks=(dense, marked, floor))) == (
         "### b\n"
         "\n"
-        "| 50 %                 |      VQA |\n"
+        "| 75 %                 |      VQA |\n"
         "|----------------------|---------:|\n"
         "| dense                |     80.0 |\n"
         "| omp                  |     10.0 |\n"
@@ -359,6 +448,8 @@ def test_latex_has_rules_between_blocks_and_below_groups():
         r"\begin{table}",
         r"\centering",
         r"\caption{b}",
+        r"\label{tab:table}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         r"\begin{tabular}{lrrr}",
         r"\toprule",
         r" & \multicolumn{2}{c}{63 \%} & 75 \% \\",
@@ -370,7 +461,7 @@ def test_latex_has_rules_between_blocks_and_below_groups():
         row,
         row,
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         r"\end{table}",
     ]
     assert "cmidrule" not in latex(Grid("b", (("", ("x", "y", "z")),), ((line,),)))
@@ -428,8 +519,30 @@ def test_hostile_names_are_literal_in_latex():
         r"\textasciitilde{} \textbar{} \& \# \% {[}/c] {*}d{*} e?{[}2J?"
     )
     assert text.count(literal) == 6
-    assert text.count("\n") == 15
+    assert text.count("\n") == 17
     assert r"\input" not in text.replace(r"\textbackslash{}input", "")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex on the path")
+@pytest.mark.parametrize("options", ["", "[twocolumn]"])
+def test_latex_compiles_and_fits_its_column(tmp_path, options):
+    """No box is wider than the text: 12 metrics in one column of an article, and beside another."""
+    line = Line("chita++ alignment=4 75 %", ("100.0 ± 10.0",) * 12, (True, False) * 6)
+    wide = Grid(HOSTILE, (("63 %", ("R mean",) * 6), ("75 %", ("CIDEr",) * 6)), ((line, line), (line,)))
+    narrow = Grid("b_c", (("", ("x",)),), ((Line("omp", ("1.0",), (True,)),),))
+    head = f"\\documentclass{options}{{article}}\\usepackage{{booktabs,graphicx}}\\begin{{document}}"
+    (tmp_path / "t.tex").write_text(
+        "\n".join([head, latex(wide, "a b_c"), latex(narrow), r"\ref{tab:a-b-c}\end{document}"])
+    )
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    said = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, said[-1500:]
+    assert "Overfull" not in said
 
 
 def test_hostile_names_are_literal_in_markdown():
@@ -476,14 +589,15 @@ def test_figures_have_a_panel_per_model_and_name_everything(tmp_path):
 
 
 def test_a_dense_only_table_is_published(tmp_path):
-    files = publish("d", [record("tiny-blip", "dense", 0.0, "vqa")], HEADLINES, results=tmp_path)
+    records = [record("tiny-blip", "dense", 0.0, "vqa")]
+    files = publish(table(records, "d"), records, results=tmp_path)
     assert [path.name for path in files] == ["d.md", "d.csv", "d_results.csv", "d_vqa.png"]
     assert all(path.stat().st_size for path in files)
 
 
 def test_published_files_name_variants_as_the_manifest_does(tmp_path):
     records, variants = at_rates({("dense", 1e-4): 80.0, ("dense", 1e-3): 50.0, ("omp", 1e-3): 40.0})
-    publish("my table", records, HEADLINES, results=tmp_path, variants=variants)
+    publish(table(records, "my table", variants), records, results=tmp_path)
     text = (tmp_path / "tables" / "my table.md").read_text()
     assert "dense lr=0.0001" in text
     assert "(my%20table_vqa.png)" in text

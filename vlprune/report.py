@@ -12,6 +12,7 @@ import tyro
 
 from vlprune import escapes
 from vlprune.config import ConfigError
+from vlprune.reports.load import per_image_of
 from vlprune.reports.publish import render
 from vlprune.store.manifest import read_manifest
 
@@ -47,7 +48,8 @@ def report(options: Options) -> str:
         )
     if missing := len(manifest.cells) - len(records):
         logger.warning("%d of the %d runs of %s are not done", missing, len(manifest.cells), manifest.name)
-    return render(records, manifest.headlines, options.format, manifest.variants, manifest.defaults)
+    known = per_image_of(options.results, [record.key for record in records])
+    return render(manifest, records, options.format, known)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -17,6 +18,7 @@ from rich.text import Text
 from vlprune import escapes
 
 MISSING = "–"
+ONE_COLUMN = 48  # characters of a table that a column of two holds in small print
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,21 @@ def markdown(grid: Grid) -> str:
     return "\n".join([f"### {escapes.markdown(grid.title)}", "", join(table[0]), rule, *(join(row) for row in body)])
 
 
-def latex(grid: Grid) -> str:
-    """The grid as a table of LaTeX's booktabs."""
+def latex(grid: Grid, label: str = "table") -> str:
+    """The grid as a floating table of LaTeX's booktabs and graphicx, over one column or, where it is wide, over two.
+
+    It is made smaller where it is wider than the column.
+
+    Args:
+        grid: the table; its title is the caption.
+        label: what `\\ref` calls it, after "tab:".
+    """
+    widest = [max(map(len, column)) for column in zip(*_rows(grid), strict=True)]
     text = _styler(grid, escapes.latex, bold="textbf: --rwrap;", rule="\\midrule\n").to_latex(
         caption=escapes.latex(grid.title),
+        label=f"tab:{re.sub(r'[^0-9A-Za-z:-]+', '-', label)}",
         column_format="l" + "r" * sum(len(names) for _, names in grid.groups),
+        environment="table*" if sum(widest) + 2 * len(widest) > ONE_COLUMN else "table",
         position_float="centering",
         hrules=True,
         multicol_align="c",
@@ -83,7 +95,15 @@ def latex(grid: Grid) -> str:
         ends = list(accumulate((len(names) for _, names in grid.groups), initial=1))
         rules = (rf"\cmidrule(lr){{{start + 1}-{end}}}" for start, end in pairwise(ends))
         text = text.replace("\\\\\n", "\\\\\n" + " ".join(rules) + "\n", 1)  # below the first row, the groups' labels
-    return text.rstrip("\n")
+    fitted = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+    text = text.replace(r"\begin{tabular}", f"{fitted}\n\\begin{{tabular}}", 1)
+    return text.replace(r"\end{tabular}", "\\end{tabular}}", 1).rstrip("\n")
+
+
+def _rows(grid: Grid) -> list[tuple[str, ...]]:
+    """The texts of the grid, with the labels of columns and rows."""
+    lines = [line for block in grid.blocks for line in block]
+    return [("", *(name for _, names in grid.groups for name in names)), *((line.label, *line.cells) for line in lines)]
 
 
 def html_table(grid: Grid) -> str:

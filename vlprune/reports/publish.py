@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,86 +12,87 @@ import pandas as pd
 
 from vlprune import escapes
 from vlprune.reports import plots
+from vlprune.reports.caption import described, explained
 from vlprune.reports.frame import PER_IMAGE, RESULTS, floor_frame, frame
 from vlprune.reports.grid import html_table, latex, markdown, paragraph
 from vlprune.reports.load import per_image_of
+from vlprune.reports.marks import leaders
 from vlprune.reports.origins import mixture
 from vlprune.reports.overlaps import heat_map, middle, overlap_frame
 from vlprune.reports.tables import averages, details, shown_first, summary
-from vlprune.reports.variants import NO_DEFAULTS, Defaults
 from vlprune.store.atomic import atomic, write_text
+from vlprune.store.manifest import Manifest
 from vlprune.store.record import Record
 
 logger = logging.getLogger(__name__)
 
 
-def render(
-    records: Iterable[Record],
-    headlines: Mapping[str, str],
-    form: str,
-    variants: Mapping[str, str] | None = None,
-    defaults: Defaults = NO_DEFAULTS,
-) -> str:
-    """The records of a table in a format: a grid of headline metrics per model, then one of all metrics per task.
+def render(manifest: Manifest, records: Iterable[Record], form: str, known: Mapping[str, pd.DataFrame]) -> str:
+    """The records of a table in a format: a grid of headline metrics per model, one of all metrics per task, what for.
 
     Args:
-        records: finished runs.
-        headlines: {task: metric}.
+        manifest: the table.
+        records: its finished runs.
         form: "markdown", "latex", "html", or "csv" for one row per mean.
-        variants: {record key: variant}, as `frame` takes them.
-        defaults: {method: {option: default as text}}, as `frame` takes them.
+        known: {run key: pseudo-values (images, metrics)}, as `per_image_of` returns them.
 
     Raises:
         ValueError: two runs in one place.
     """
     records = list(records)
-    long, floors = frame(records, variants, defaults), floor_frame(records, variants)
+    long, floors = frames(manifest, records)
     if form == "csv":
         return averages(long).to_csv(index=False, float_format="%.6g")
-    grids = [*summary(long, floors, headlines), *details(long, floors)]
-    draw = {"markdown": markdown, "latex": latex, "html": html_table}[form]
-    texts = [draw(grid) for grid in grids]
-    if mixed := mixture(records):
-        texts.append(paragraph(mixed, form))
+    marked = leaders(long, known)
+    grids = [*summary(long, floors, manifest.headlines, marked), *details(long, floors, marked)]
+    said = " ".join(notes(manifest, records, long, marked))
+    if form == "latex":  # a table of a paper stands alone
+        titled = (replace(grid, title=f"{grid.title}. {said}") for grid in grids)
+        texts = [latex(grid, f"{manifest.name}-{number}") for number, grid in enumerate(titled, 1)]
+    else:
+        texts = [paragraph(said, form), *map({"markdown": markdown, "html": html_table}[form], grids)]
     return "\n\n".join(texts) + "\n"
 
 
-def publish(
-    name: str,
-    records: Iterable[Record],
-    headlines: Mapping[str, str],
-    *,
-    results: Path,
-    variants: Mapping[str, str] | None = None,
-    defaults: Defaults = NO_DEFAULTS,
-) -> list[Path]:
-    """Writes the files of a table into `tables` of a results directory, and returns them.
+def frames(manifest: Manifest, records: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a table and its floors, as `frame` and `floor_frame` return them."""
+    long = frame(records, manifest.variants, manifest.defaults)
+    return long, floor_frame(records, manifest.variants)
 
-    `<name>.md`, `<name>.csv` (means over seeds), `<name>_results.csv` (a row per run and metric, which `load_results`
-    reads), where there are any `<name>_images.parquet` (pseudo-values, which `load_per_image` reads), and a figure
-    `<name>_<task>.png` per task; where masks that can be compared are in the cache of the sweep, also
-    `<name>_overlap.csv` and `<name>_overlap.png`.
+
+def notes(manifest: Manifest, records: Sequence[Record], long: pd.DataFrame, marked: Collection[tuple]) -> list[str]:
+    """The sentences on a table: data and training, what bold means, missing runs, runs that were made differently."""
+    said = [*described(records), explained(long, marked)]
+    if missing := len(manifest.cells) - len(records):
+        said.append(f"{missing} of {len(manifest.cells)} runs are not done.")
+    return [sentence for sentence in (*said, mixture(records)) if sentence]
+
+
+def publish(manifest: Manifest, records: Iterable[Record], *, results: Path) -> list[Path]:
+    """Writes table, figures and the overlap of the masks under results/tables/ and returns the files.
+
+    NAME.md with links to the figures, NAME.csv with the means, NAME_results.csv with the rows of `load_results`,
+    NAME_images.parquet with the pseudo-values of the runs that have some, NAME_TASK.png, NAME_overlap.csv and .png.
 
     Args:
-        name: name of the table.
-        records: finished runs.
-        headlines: {task: metric}.
+        manifest: the table.
+        records: its finished runs.
         results: the results directory.
-        variants: {record key: variant}, as `frame` takes them.
-        defaults: {method: {option: default as text}}, as `frame` takes them.
 
     Raises:
         ValueError: two runs in one place; nothing is written.
         OSError: a file cannot be written.
     """
+    name, headlines, variants, defaults = manifest.name, manifest.headlines, manifest.variants, manifest.defaults
     records, directory = list(records), results / "tables"
-    texts = {form: render(records, headlines, form, variants, defaults) for form in ("csv", "markdown")}
-    long, floors = frame(records, variants, defaults), floor_frame(records, variants)
+    found = per_image_of(results, [record.key for record in records])
+    texts = {form: render(manifest, records, form, found) for form in ("csv", "markdown")}
+    long, floors = frames(manifest, records)
     figures = {f"{task} against sparsity": (task, directory / f"{name}_{task}.png") for task in long.task.unique()}
     written = [directory / f"{name}{end}" for end in (".md", ".csv", RESULTS)]
     write_text(written[1], texts["csv"])
     write_text(written[2], long.to_csv(index=False))
-    if found := per_image_of(results, [record.key for record in records]):
+    if found:
         rows = pd.concat([own.reset_index().assign(key=key) for key, own in found.items()])
         written.append(directory / f"{name}{PER_IMAGE}")
         with atomic(written[-1]) as half:

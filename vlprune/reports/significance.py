@@ -11,7 +11,7 @@ import pandas as pd
 from vlprune.config import DENSE, unknown
 from vlprune.reports.frame import check_comparable, rows
 from vlprune.reports.load import SOURCE, per_image_of
-from vlprune.reports.uncertainty import holm, of_seeds, of_seeds_and_images
+from vlprune.reports.uncertainty import Estimate, holm, of_seeds, of_seeds_and_images
 from vlprune.reports.variants import find, labels
 
 PLACE = ["model", "task", "data", "settings", "metric", "sparsity"]
@@ -62,18 +62,36 @@ def compare(
     compared = []
     for place, pairs in others.groupby([*PLACE, "method", "variant"], sort=False, observed=True):
         assert isinstance(place, tuple)
-        metric = place[PLACE.index("metric")]
-        of_images = _differences(known, metric, zip(pairs.key, pairs.reference_key))
-        found = of_seeds((pairs.value - pairs.reference_value).to_numpy())
-        if of_images is not None:
-            found = replace(of_seeds_and_images(of_images), mean=found.mean)
+        reference = pairs[["seed"]].assign(value=pairs.reference_value, key=pairs.reference_key)
+        found, n_images = paired(pairs, reference, place[PLACE.index("metric")], known)
         (low, high), (least, most) = found.interval(), found.interval(0.9)
-        n_images = 0 if of_images is None else of_images.shape[1]
         equivalent = -margin < least and most < margin
         compared.append((*place, len(pairs), n_images, found.mean, low, high, found.p(), equivalent))
     result = pd.DataFrame(compared, columns=[name for name in COLUMNS if name != "p_holm"])
     result["p_holm"] = holm(result.p.to_numpy())
     return result.reindex(columns=COLUMNS)
+
+
+def paired(
+    runs: pd.DataFrame, others: pd.DataFrame, metric: str, known: Mapping[str, pd.DataFrame]
+) -> tuple[Estimate, int]:
+    """The mean difference of runs to others of the same seeds, and the number of images whose pseudo-values it is of.
+
+    Args:
+        runs: columns seed, value, key.
+        others: the same columns; seeds that one of them lacks do not count.
+        metric: name of the metric that the values are of.
+        known: {run key: pseudo-values (images, metrics)} of the runs of which they are known; without those of all,
+            the difference is one over seeds, and the number of images is 0.
+    """
+    both = runs[["seed", "value", "key"]].merge(others[["seed", "value", "key"]], on="seed", suffixes=("", "_other"))
+    if both.empty:
+        return Estimate(float("nan"), float("nan"), 1), 0
+    found = of_seeds((both.value - both.value_other).to_numpy())
+    of_images = _differences(known, metric, zip(both.key, both.key_other, strict=True))
+    if of_images is None:
+        return found, 0
+    return replace(of_seeds_and_images(of_images), mean=found.mean), of_images.shape[1]
 
 
 def _known(df: pd.DataFrame, images: pd.DataFrame | None, keys: set[str]) -> Mapping[str, pd.DataFrame]:

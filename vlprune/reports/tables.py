@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pandas as pd
@@ -62,17 +63,19 @@ def shown_first(long: pd.DataFrame, headlines: Mapping[str, str]) -> dict[str, s
     return {task: headline(headlines[task], rows(long, task=task).metric.unique()) for task in long.task.unique()}
 
 
-def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, str]) -> list[Grid]:
+def summary(
+    long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, str], marked: Collection[tuple] = ()
+) -> list[Grid]:
     """One grid per model: the headline metric of every task, by sparsity.
 
     A row per variant of the dense model, a row per method and variant, and a row per floor. Cells are means over seeds,
-    ± the standard deviation where there are several. The best method of a column is marked; the dense model and the
-    floors do not compete.
+    ± the standard deviation where there are several, and "(2 of 3)" where not all seeds of the grid are done.
 
     Args:
         long: as `frame` returns it.
         floors: as `floor_frame` returns it.
         headlines: {task: metric}.
+        marked: (model, label, sparsity, task, metric) of the cells to mark, as `leaders` returns them.
 
     Raises:
         ValueError: two runs in one place.
@@ -83,6 +86,7 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
     grids = []
     for model in long.model.unique():
         own = rows(long, model=model)
+        seeds = own.seed.nunique()
         tasks = list(shown_first(own, headlines).items())
         pruned = own.loc[own.method != DENSE]
         sparsities = sorted(pruned.sparsity.unique()) or [0.0]
@@ -90,9 +94,10 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
         methods = list(pruned.label.unique())
         measured = [(task, metric) for _, task, metric in columns]
         blocks = (
-            _dense_lines(values, own, measured),
-            _competing(
-                methods, [[values.get((model, method, *column), []) for column in columns] for method in methods]
+            _dense_lines(values, own, measured, seeds),
+            tuple(
+                _line(method, [(model, method, *column) for column in columns], values, seeds, marked)
+                for method in methods
             ),
             _floor_lines(lowest, model, measured),
         )
@@ -102,12 +107,13 @@ def summary(long: pd.DataFrame, floors: pd.DataFrame, headlines: Mapping[str, st
     return grids
 
 
-def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
-    """One grid per model and task with all metrics; a block of rows per sparsity. Marks and means as in `summary`.
+def details(long: pd.DataFrame, floors: pd.DataFrame, marked: Collection[tuple] = ()) -> list[Grid]:
+    """One grid per model and task with all metrics; a block of rows per sparsity. Cells and marks as in `summary`.
 
     Args:
         long: as `frame` returns it.
         floors: as `floor_frame` returns it.
+        marked: as `summary` takes it.
 
     Raises:
         ValueError: two runs in one place.
@@ -120,13 +126,19 @@ def details(long: pd.DataFrame, floors: pd.DataFrame) -> list[Grid]:
         own = rows(long, model=model, task=task)
         metrics = list(own.metric.unique())
         measured = [(task, metric) for metric in metrics]
-        blocks = [_dense_lines(values, own, measured)]
+        seeds = own.seed.nunique()
+        blocks = [_dense_lines(values, own, measured, seeds)]
         pruned = own.loc[own.method != DENSE]
         for sparsity in sorted(pruned.sparsity.unique()):
             methods = list(rows(pruned, sparsity=sparsity).label.unique())
-            labels = [f"{method} {percent(sparsity)}" for method in methods]
-            lines = [[values.get((model, m, sparsity, task, metric), []) for metric in metrics] for m in methods]
-            blocks.append(_competing(labels, lines))
+            blocks.append(
+                tuple(
+                    replace(line, label=f"{method} {percent(sparsity)}")
+                    for method in methods
+                    for places in [[(model, method, sparsity, task, metric) for metric in metrics]]
+                    for line in [_line(method, places, values, seeds, marked)]
+                )
+            )
         blocks.append(_floor_lines(lowest, model, measured))
         names = tuple(metric_name(metric) for metric in metrics)
         grids.append(Grid(f"{model}, {task}{_seeds(own)}", (("", names),), tuple(block for block in blocks if block)))
@@ -178,50 +190,38 @@ def _floor_values(floors: pd.DataFrame) -> dict[tuple, dict[int, float]]:
 
 
 def _dense_lines(
-    values: Mapping[tuple, list[float]], own: pd.DataFrame, measured: Sequence[tuple[str, str]]
+    values: Mapping[tuple, list[float]], own: pd.DataFrame, measured: Sequence[tuple[str, str]], seeds: int
 ) -> tuple[Line, ...]:
     # A dense model that has not run is a row of dashes.
     model, names = own.model.iloc[0], list(rows(own, method=DENSE).label.unique()) or [DENSE]
-    return tuple(_line(name, [values.get((model, name, 0.0, *column), []) for column in measured]) for name in names)
+    return tuple(_line(name, [(model, name, 0.0, *column) for column in measured], values, seeds) for name in names)
 
 
 def _floor_lines(
     lowest: Mapping[tuple, Mapping[int, float]], model: str, measured: Sequence[tuple[str, str]]
 ) -> tuple[Line, ...]:
+    # The floors of all seeds of one place are mostly the same: their mean stands for them.
+    values = {place: [fmean(own.values())] for place, own in lowest.items()}
     names = dict.fromkeys(floor for own, floor, *column in lowest if own == model and tuple(column) in measured)
-    return tuple(
-        _line(floor, [_mean(lowest.get((model, floor, *column), {}).values()) for column in measured])
-        for floor in names
-    )
+    return tuple(_line(floor, [(model, floor, *column) for column in measured], values, 1) for floor in names)
 
 
-def _mean(values: Collection[float]) -> list[float]:
-    return [fmean(values)] if values else []
-
-
-def _text(values: list[float]) -> str:
+def _text(values: Sequence[float], seeds: int) -> str:
     if not values:
         return MISSING
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{fmean(values):.1f}{spread}"
+    return f"{fmean(values):.1f}{spread}{f' ({len(values)} of {seeds})' if len(values) < seeds else ''}"
 
 
-def _line(label: str, row: list[list[float]]) -> Line:
-    return Line(label, tuple(_text(values) for values in row), (False,) * len(row))
-
-
-def _competing(labels: list[str], lines: list[list[list[float]]]) -> tuple[Line, ...]:
-    # Means that print alike are equally good.
-    means = [[round(fmean(values), 1) if values else None for values in row] for row in lines]
-    best = [max((v for v in column if v is not None), default=None) for column in zip(*means, strict=True)]
-    return tuple(
-        Line(
-            label,
-            tuple(_text(values) for values in row),
-            tuple(v is not None and v == top and len(lines) > 1 for v, top in zip(line, best, strict=True)),
-        )
-        for label, row, line in zip(labels, lines, means, strict=True)
-    )
+def _line(
+    label: str,
+    places: Sequence[tuple],
+    values: Mapping[tuple, Sequence[float]],
+    seeds: int,
+    marked: Collection[tuple] = (),
+) -> Line:
+    texts = tuple(_text(values.get(place, ()), seeds) for place in places)
+    return Line(label, texts, tuple(place in marked for place in places))
 
 
 def _seeds(long: pd.DataFrame) -> str:

@@ -66,6 +66,7 @@ def record_stage(
             },
             origins={**note.origins, "record": origin(started, bench.device_name)},
             stages=dict(stages),
+            evaluated={"images": len({example["image_id"] for example in test}), "samples": len(test)},
         )
         if scored and task.per_image is not None and bench.execution.store is not None:
             write_per_image(bench.execution.store, stage.key, task.per_image(said, test))

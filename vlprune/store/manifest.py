@@ -16,7 +16,7 @@ from vlprune.store.once import once
 from vlprune.store.record import Record, read_record, run_directory
 
 # What many records have alike.
-SHARED = ("metrics", "floors", "origins", "seconds", "modality_sparsity")
+SHARED = ("metrics", "floors", "origins", "seconds", "modality_sparsity", "evaluated")
 
 
 @validated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Record:
             stages of one kind (statistics), that of the last.
         stages: {kind of stage: key of its artifact}; "settings" is the key of everything but the pruning and the seed,
             which two runs have in common if they can be compared.
+        evaluated: {"images": number of images of the test set, "samples": number of its pairs or questions}.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Record:
     left_out: dict[str, int]
     origins: dict[str, dict[str, Any]]
     stages: dict[str, str]
+    evaluated: dict[str, int] = field(default_factory=dict)
 
 
 def headline(wanted: str, metrics: Iterable[str]) -> str:

@@ -12,8 +12,11 @@ from rich.console import Console
 
 from vlprune.config import ConfigError
 from vlprune.execution import Execution
+from vlprune.reports.caption import described, explained
 from vlprune.reports.frame import floor_frame, frame
 from vlprune.reports.grid import terminal
+from vlprune.reports.load import per_image_of
+from vlprune.reports.marks import leaders
 from vlprune.reports.origins import mixture
 from vlprune.reports.tables import summary
 from vlprune.store.doing import clock
@@ -247,25 +250,21 @@ def _print_results(manifest: Manifest, records: Sequence[Record], mirror: Mirror
     if not scored:
         return ""
     long, floors = frame(scored, manifest.variants, manifest.defaults), floor_frame(scored, manifest.variants)
-    for grid in summary(long, floors, manifest.headlines):
+    marked = leaders(long, per_image_of(results, [record.key for record in scored]))
+    for grid in summary(long, floors, manifest.headlines, marked):
         for part in terminal(grid, console):
             console.print()
             console.print(part)
     console.print()
+    for sentence in (*described(scored), explained(long, marked)):
+        _say(console, sentence)
     if mixed := mixture(scored):
         _say(console, mixed, style="yellow")
     from vlprune.reports.publish import publish  # its figures take seconds to import, which nobody need wait for
 
     try:
         mirror.fetch_masks(scored)
-        paths = publish(
-            manifest.name,
-            scored,
-            manifest.headlines,
-            results=results,
-            variants=manifest.variants,
-            defaults=manifest.defaults,
-        )
+        paths = publish(manifest, scored, results=results)
         for path in (*paths, manifest_path(results, manifest.name)):
             mirror.remote.push_file(path)
     except OSError as error:
