@@ -24,9 +24,9 @@ from vlprune.models.registry import get_family
 from vlprune.pruners import PRUNERS
 from vlprune.statistics import STATISTICS
 from vlprune.sweep.command import sweep
+from vlprune.sweep.given import settings_given
 from vlprune.sweep.options import Options, quickstart
 from vlprune.sweep.planner import Planner
-from vlprune.sweep.settings import settings_given
 from vlprune.sweep.table import load_table
 from vlprune.testing import check_pruner
 

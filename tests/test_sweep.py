@@ -525,6 +525,31 @@ def test_every_file_of_results_is_verified(tmp_path, table):
         verify(tmp_path / "none")
 
 
+def test_a_report_takes_what_a_sweep_takes(tmp_path, table):
+    """The runs of a table, of one of its selections, and of both together; another limit is another table."""
+    whole = Options(table=table, results=tmp_path, jobs=2, tasks="retrieval", models="tiny-blip")
+    go(whole)
+    asked = ReportOptions(table="quick", results=tmp_path, tasks="retrieval", models="tiny-blip")
+    text = report(asked)
+    assert text in (tmp_path / "tables" / "quick-selection.md").read_text()
+    assert report(dataclasses.replace(asked, set=("task.name=retrieval",), tasks=None)) == text
+    methods = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert {"omp", "lamp"} <= {*methods}
+    fewer = report(dataclasses.replace(asked, methods="omp"))
+    assert "| omp" in fewer
+    assert "| dense" in fewer
+    assert "| lamp" not in fewer
+    with pytest.raises(ConfigError, match=r"^quick-selection: unknown seed '7'\. There are: 0"):
+        report(dataclasses.replace(asked, seeds="7"))
+    with pytest.raises(ConfigError, match=r"no sweep of table 'quick-limit-9' in .* There are: quick-selection$"):
+        report(ReportOptions(table="quick", results=tmp_path, limit=9))
+    with pytest.raises(ConfigError, match="--set takes NAME=VALUE"):
+        report(dataclasses.replace(asked, set=("x",)))
+    # Another selection takes the place of the file of the first, whose runs are known by the whole table alone.
+    go(dataclasses.replace(whole, tasks="vqa", seeds="0,1"))
+    assert report(dataclasses.replace(asked, tasks="vqa", seeds="1")).count("1 seed.") == 1
+
+
 def test_a_report_reads_the_results_directory_alone(tmp_path, table):
     with pytest.raises(ConfigError, match="no sweep of table 'quick' in "):
         report(ReportOptions(table="quick", results=tmp_path / "results"))

@@ -2,8 +2,8 @@ import pytest
 
 from vlprune.config import CalibrationConfig, ConfigError, Options, PruningConfig, RunConfig, TaskConfig
 from vlprune.stages.fingerprints import Fingerprints
+from vlprune.sweep.given import parse_set
 from vlprune.sweep.planner import plan
-from vlprune.sweep.settings import parse_set
 from vlprune.sweep.table import limited, load_table
 
 TABLE = """

@@ -32,7 +32,7 @@ from vlprune.stages.masks import masks_stage
 from vlprune.stages.stage import Bench, Stage, obtain
 from vlprune.store.atomic import write_text
 from vlprune.store.masks import save_masks
-from vlprune.sweep.settings import parse_values
+from vlprune.sweep.given import parse_values
 
 logger = logging.getLogger(__name__)
 MASKS, CARD = "masks.safetensors", "README.md"

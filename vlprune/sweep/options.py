@@ -10,25 +10,18 @@ import tyro
 
 from vlprune.config import ConfigError
 from vlprune.execution import Execution, KeepWeights, gibibytes
+from vlprune.sweep.given import Given
 
 QUICKSTART = Path("experiments") / "quickstart.toml"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Given):
     """Runs what is not done yet of a table of results, and prints the table. Lists are separated by commas.
 
     Attributes:
         table: the table's TOML file; the quickstart where none is given.
         data: data directory, for tables on real data.
-        models: models to run instead of those of the table.
-        methods: methods to run; the dense model always runs.
-        sparsities: pruned fractions, for example 0.63,0.75.
-        tasks: tasks to run.
-        seeds: seeds to run, for example 0,1,2.
-        set: settings as NAME=VALUE or NAME=VALUE,VALUE that win over the table, such as finetuning.lr=1e-4 or
-            seed=0,1,2; several values multiply. May be given several times.
-        limit: run the same on so many samples of each split, calibrated on about as many.
         skip_broken: leave out images that are missing or cannot be read, and list them at the end.
         jobs: runs at once; the number of GPUs, or of cores where there are none, where it is not given.
         engine: where they run: in worker processes of this machine, or on a Ray cluster.
@@ -53,13 +46,6 @@ class Options:
 
     table: Annotated[Path | None, tyro.conf.Positional] = None
     data: Path | None = None
-    models: str | None = None
-    methods: str | None = None
-    sparsities: str | None = None
-    tasks: str | None = None
-    seeds: str | None = None
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    limit: int | None = None
     skip_broken: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     jobs: int | None = None
     engine: Literal["local", "ray"] = "local"

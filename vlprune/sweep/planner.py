@@ -14,10 +14,10 @@ from vlprune.stages.fingerprints import Fingerprints
 from vlprune.stages.stage import Stage
 from vlprune.store.identity import Identity, identities, settled
 from vlprune.sweep.cells import Table
+from vlprune.sweep.given import settings_given
 from vlprune.sweep.options import Options, quickstart
 from vlprune.sweep.plan import SHARED, Artifact, Plan, Run
 from vlprune.sweep.preflight import preflight
-from vlprune.sweep.settings import settings_given
 from vlprune.sweep.table import load_table
 
 

@@ -1,30 +1,16 @@
-"""Settings by their dotted names: read from tables and command lines, the names and types checked."""
+"""Settings by their dotted names, read from tables, the names and types checked."""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from eval import TASKS
 from vlprune.config import DENSE, PARTS, ConfigError, check_field, hints, unknown
 from vlprune.pruners import PRUNERS
-from vlprune.sweep.options import Options
+from vlprune.sweep.given import AXES, check_setting, check_values, parse_toml
 
-# The axes of a table, and the setting that each is a list of.
-AXES = {
-    "models": "model.name",
-    "methods": "pruning.method",
-    "sparsities": "pruning.sparsity",
-    "tasks": "task.name",
-    "seeds": "seed",
-}
-PLACE = tuple(AXES.values())
-
-T = TypeVar("T")
 Settings = dict[str, Any]  # {dotted name: value}, such as {"finetuning.lr": 1e-4}
 
 
@@ -68,26 +54,11 @@ def flat(values: object, where: str) -> Settings:
                     f"{part}.options.{name}": one for name, one in _table(value, f"{where}: {part}.options").items()
                 }
             else:
-                _check_setting(f"{part}.{key}", where)
+                check_setting(f"{part}.{key}", where)
                 for one in value if is_axis(f"{part}.{key}", value) else [value]:
                     check_field(PARTS[part], key, one, f"{where}: {part}.{key}")
                 found[f"{part}.{key}"] = value
     return found
-
-
-def _check_setting(name: str, where: str) -> None:
-    """Refuses what is no setting, or one that an axis sets."""
-    part, _, key = name.partition(".")
-    if part not in PARTS:
-        raise ConfigError(f"{where}: {unknown('setting', name, (*PLACE, *PARTS))}")
-    if key in ("", "options"):
-        there = [f"{name}.NAME"] if key else [f"{part}.{f.name}" for f in fields(PARTS[part])]
-        raise ConfigError(f"{where}: {name} is no setting but holds some: {', '.join(there)}")
-    if axis := next((axis for axis, own in AXES.items() if own == name), None):
-        raise ConfigError(f"{where}: {name} is set by the list {axis!r} of [[grid]]")
-    known = [f.name for f in fields(PARTS[part])]
-    if key.split(".")[0] not in known:
-        raise ConfigError(f"{where}: {part}: {unknown('key', key, known)}")
 
 
 def of_each(document: Mapping[str, Any], kind: str, known: Collection[str], name: str) -> dict[str, Settings]:
@@ -117,31 +88,6 @@ def axes_of(entry: object, where: str) -> dict[str, list]:
     return {axis: list(axes.get(axis, [])) for axis in AXES}
 
 
-def parse_toml(text: str) -> dict[str, Any]:
-    """The document of a text.
-
-    Raises:
-        ValueError: it is no TOML, is nested too deeply, or has a whole number of more digits than Python reads.
-    """
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        raise
-    except RecursionError:
-        raise ValueError("lists are nested too deeply") from None
-    except ValueError:
-        raise ValueError("a whole number has more digits than can be read") from None
-
-
-def check_values(name: str, values: Sequence[Any], where: str) -> None:
-    """Refuses an empty list of values of a setting, and one that names a value twice."""
-    if not values:
-        raise ConfigError(f"{where}: {name} needs at least one value, got an empty list")
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise ConfigError(f"{where}: {name} names {value!r} twice")
-
-
 def is_axis(name: str, value: object) -> bool:
     """Whether the value of a setting is a list of values: of a setting that is a list itself, a list of lists."""
     part, _, key = name.partition(".")
@@ -149,22 +95,6 @@ def is_axis(name: str, value: object) -> bool:
     if get_origin(hint) is tuple and get_args(hint):
         return isinstance(value, list) and bool(value) and all(isinstance(one, list) for one in value)
     return isinstance(value, list)
-
-
-def parse_values(text: str) -> list[Any]:
-    """Values separated by commas, written as in TOML; what is no TOML is text."""
-    try:
-        return parse_toml(f"values = [{text}]")["values"]
-    except ValueError:
-        parts = [part.strip() for part in text.split(",")]
-        return [_value(part) for part in parts if part]
-
-
-def _value(text: str) -> Any:
-    try:
-        return parse_toml(f"value = {text}")["value"]
-    except ValueError:
-        return text
 
 
 def check_axes(axes: Mapping[str, list], where: str) -> None:
@@ -193,61 +123,3 @@ def nested(settings: Settings) -> dict[str, Any]:
             inner = inner.setdefault(part, {})
         inner[last] = value
     return found
-
-
-def parse_set(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """{dotted name: values} of texts such as "finetuning.lr=1e-4,5e-4" or "task.test=val".
-
-    Values are written as in TOML and separated by commas; what is no TOML is text.
-
-    Raises:
-        ConfigError: a text without "=", a name that is no setting, or one that is given twice.
-    """
-    found: dict[str, list[Any]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        name = {"model": "model.name"}.get(name.strip(), name.strip())
-        if not equals or not values.strip():
-            raise ConfigError(f"--set takes NAME=VALUE or NAME=VALUE,VALUE, got {text!r}")
-        if name in found:
-            raise ConfigError(f"--set {name} is given twice")
-        if name not in PLACE:
-            _check_setting(name, "--set")
-        found[name] = parse_values(values)
-        check_values(name, found[name], "--set")
-    return found
-
-
-def file_name(texts: Sequence[str]) -> str:
-    """What the name of a table gets for settings of the command line: "-lr=1e-4,5e-4" for finetuning.lr=1e-4,5e-4."""
-    found = ""
-    for text in texts:
-        name, _, value = text.partition("=")
-        found += "-" + re.sub(r"[^-+=.,0-9A-Za-z]+", "_", f"{name.rpartition('.')[2]}={value}")
-    return found
-
-
-def settings_given(options: Options) -> tuple[dict[str, list[Any]], str]:
-    """{setting: values} of the command line, and what the name of the table gets for them."""
-    kinds: dict[str, Callable[[str], Any]] = {"sparsities": float, "seeds": int}
-    asked = {axis: _split(getattr(options, axis), axis, kinds.get(axis, str)) for axis in AXES}
-    axes = {AXES[axis]: values for axis, values in asked.items() if values is not None}
-    settings = parse_set(options.set)
-    if twice := sorted(axes.keys() & settings.keys()):
-        raise ConfigError(f"{twice[0]} is given twice, by --set and by an option of its own")
-    others = [text for text in options.set if text.partition("=")[0].strip() not in (*AXES.values(), "model")]
-    narrows = "-selection" if axes or len(others) < len(options.set) else ""
-    return {**axes, **settings}, narrows + file_name(others)
-
-
-def _split(text: str | None, option: str, convert: Callable[[str], T]) -> list[T] | None:
-    if text is None:
-        return None
-    try:
-        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(f"--{option} must be numbers separated by commas, got {text!r}") from None
-    if not values:
-        raise ConfigError(f"--{option} names nothing, got {text!r}")
-    check_values(option, values, f"--{option}")
-    return values

@@ -27,20 +27,8 @@ from vlprune.reports.variants import label, labels, setting, variant
 from vlprune.stages.masks import settings_read
 from vlprune.store.once import once
 from vlprune.sweep.cells import Cell, Table
-from vlprune.sweep.settings import (
-    AXES,
-    PLACE,
-    Settings,
-    axes_of,
-    check_axes,
-    check_keys,
-    check_values,
-    flat,
-    is_axis,
-    nested,
-    of_each,
-    read_toml,
-)
+from vlprune.sweep.given import AXES, PLACE, check_values, limit_name
+from vlprune.sweep.settings import Settings, axes_of, check_axes, check_keys, flat, is_axis, nested, of_each, read_toml
 
 DATA = "{data}"  # in a table, the directory that --data gives
 
@@ -133,7 +121,7 @@ def load_table(
     names = labels((cell.row[1:3] for cell in cells.values()), defaults)
     held: dict[Any, Any] = {}
     return Table(
-        name=path.stem if limit is None else f"{path.stem}-limit-{limit}",
+        name=path.stem + limit_name(limit),
         cells=tuple(
             replace(
                 cell,
