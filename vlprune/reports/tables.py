@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
+from typing import Any
 
 import pandas as pd
 
-from vlprune.config import DENSE
+from vlprune.config import DENSE, unknown
 from vlprune.reports.frame import check_comparable, gathered, rows
 from vlprune.reports.grid import MISSING, Grid, Line
 from vlprune.store.record import headline
@@ -169,6 +170,42 @@ def averages(long: pd.DataFrame) -> pd.DataFrame:
         )
         .reset_index()
     )
+
+
+def pivot(df: pd.DataFrame, values: str = "value") -> pd.DataFrame:
+    """The layout of a paper's table: a row per model, method and variant, a column per sparsity, task and metric.
+
+    Cells are means over seeds. The dense model stands in the columns of every sparsity, as papers print it.
+
+    Example:
+        >>> pivot(df[df.metric.isin(["r_mean", "cider", "accuracy"])]).round(1).to_latex()
+
+    Args:
+        df: as `load_results` returns it; select the metrics and data that are of interest first.
+        values: the column whose means are shown, such as "retention".
+
+    Raises:
+        ValueError: two runs in one place, or no such column.
+    """
+    if values not in df:
+        raise ValueError(unknown("column", values, map(str, df.columns)))
+    check_comparable(df)
+    pruned, dense = df.loc[df.method != DENSE], df.loc[df.method == DENSE]
+    sparsities = sorted(pruned.sparsity.unique())
+    everywhere = [dense.assign(sparsity=sparsity) for sparsity in sparsities] or [dense]
+    whole = gathered(pd.concat([*everywhere, pruned], ignore_index=True))
+    keys = ["model", "method", "variant", "sparsity", "task", "metric"]
+    order = {key: {value: n for n, value in enumerate(dict.fromkeys(df[key]))} for key in keys if key != "sparsity"}
+    order["sparsity"] = {sparsity: n for n, sparsity in enumerate([0.0, *sparsities])}
+    long = whole.groupby(keys, observed=True, sort=False)[values].mean()
+    assert isinstance(long, pd.Series)
+    means = long.unstack(keys[3:])
+    assert isinstance(means, pd.DataFrame)
+
+    def sorted_by(axis: Iterable[Any], names: Sequence[str]) -> list[Any]:
+        return sorted(axis, key=lambda place: [order[name][value] for name, value in zip(names, place, strict=True)])
+
+    return means.loc[sorted_by(means.index, keys[:3]), sorted_by(means.columns, keys[3:])]
 
 
 def _values(long: pd.DataFrame) -> dict[tuple, list[float]]:
