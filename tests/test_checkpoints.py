@@ -179,7 +179,7 @@ def test_a_blip_of_transformers_does_its_task(transformers_blip, dataset, own_ca
         prepared = ["red", "two circles"] if name == "vqa" else None
         predictions = task.predict(model, examples, task.options(), prepared)
     scores = task.score(predictions, examples.remove_columns("image").to_list())
-    assert set(scores) == set(task.metrics)
+    assert task.headline in scores
     assert task.loss(model, [examples[place] for place in range(4)], torch.Generator()).isfinite()
 
 

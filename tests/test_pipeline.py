@@ -107,7 +107,7 @@ def test_every_task_scores_a_dense_run_without_a_store(config, task):
     options = {"max_length": 8} if task == "captioning" else {}
     record = run(of_task(replace(config, pruning=PruningConfig()), task, **options))
     assert record.sparsity == 0
-    assert set(record.metrics) == set(get_task(task).metrics)
+    assert get_task(task).headline in record.metrics
     assert record.floors
     assert set(record.stages) == {"tuned", "predictions", "settings"}
 
